@@ -215,7 +215,9 @@ def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
     except BrokenPipeError:  # the reader of our output has gone (`| head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
         _leave(EXIT_FAILED)
-    sys.exit(status)
+    if status:
+        _leave(status)
+    sys.exit(0)
 
 
 def _leave(status: int) -> NoReturn:

@@ -74,13 +74,23 @@ class Run:
 
     @property
     def last_error(self) -> str | None:
-        """One line: the header's, or the last error event of any rank."""
+        """One line: the header's, or the first error of any rank, since the others' follow from it."""
         if self.header.get("last_error"):
             return str(self.header["last_error"])
-        errors = [event["message"] for event in self.of("event") if event.get("event") == "error"]
-        if errors:
-            return str(errors[-1])
+        error = self.first_error()
+        if error is not None:
+            return str(error["message"])
         return "the process ended without a word" if self.status == "crashed" else None
+
+    def first_error(self) -> dict[str, Any] | None:
+        """The first error event of any rank since the run was started or resumed."""
+        first = None
+        for event in self.of("event"):
+            if event.get("event") == "resumed":
+                first = None
+            elif event.get("event") == "error" and first is None:
+                first = event
+        return first
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """The records of one kind (`step`, `eval`, `sample`, `event`) in the order in which they were written."""
@@ -107,6 +117,24 @@ class Writer:
         (path / "metrics.jsonl").touch()
         _replace(path / "run.json", {"schema": SCHEMA_VERSION, "name": path.name, "status": "running", **header})
         return cls(path)
+
+    @classmethod
+    def reopen(cls, path: Path, after_step: int, **changes: Any) -> Writer:
+        """Go on in a run's directory from its checkpoint of `after_step`.
+
+        Records of later steps belong to work that is done again, so they leave; an event keeps their number.
+        """
+        kept, dropped = [], 0
+        for record in _lines(path / "metrics.jsonl"):
+            later = record["kind"] != "event" and record.get("step", 0) > after_step
+            dropped += later and record["kind"] == "step"
+            if not later and not record.get("final"):
+                kept.append(json.dumps(_plain(record)) + "\n")
+        _replace_text(path / "metrics.jsonl", "".join(kept))
+        writer = cls(path)
+        writer.update(status="running", last_error=None, finished_at=None, **changes)
+        writer.append("event", event="resumed", step=after_step, dropped_steps=dropped)
+        return writer
 
     def update(self, **changes: Any) -> None:
         """Change keys of the header; a reader sees the old header or the new one, never half of one."""
@@ -181,10 +209,13 @@ def now() -> str:
 
 
 def _replace(path: Path, value: Any) -> None:
+    _replace_text(path, json.dumps(_plain(value), indent=2) + "\n")
+
+
+def _replace_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(_plain(value), file, indent=2)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

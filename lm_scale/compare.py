@@ -1,0 +1,181 @@
+"""`python -m lm_scale.compare X.json Y.json ...`: run each strategy under the same arguments, keep every outcome, report."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from lm_scale import report
+from lm_scale.arguments import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USER_ERROR,
+    CompareArguments,
+    UserError,
+    parse,
+    run_command,
+    seconds,
+)
+from lm_scale.experiments import cell
+from lm_scale.report import tables
+from lm_scale.strategy.machine import Machine, detect
+
+FINISHED = ("completed", "budget")
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = parse(
+        CompareArguments,
+        argv,
+        "python -m lm_scale.compare",
+        "Run each DeepSpeed JSON under the same arguments and report.",
+    )
+    machine = detect()
+    names = _check(arguments, machine)
+    world_size = _world_size(arguments, machine)
+    folder = _make_folder(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    kind = "cpu" if machine.device == "cpu" else "accelerator"
+    print(f"{len(names)} runs, {world_size} ranks each ({kind}), in {folder}", file=sys.stderr, flush=True)
+    cells = [
+        _cell(arguments, name, json, folder, world_size, machine)
+        for name, json in zip(names, arguments.ds_configs, strict=True)
+    ]
+    outcomes: list[cell.Outcome] = []
+    interrupted = False
+    try:
+        for number, one in enumerate(cells, 1):
+            label = f"[{number}/{len(cells)}] {one.name}"
+            outcomes.append(cell.run(one, seconds(arguments.cell_timeout, "--cell_timeout"), sys.stderr, label))
+            if number == 1:
+                _stop_at_common_mistake(one, outcomes[0])
+    except KeyboardInterrupt:
+        interrupted = True
+    begun = [one.directory for one in cells if one.directory.is_dir()]
+    if begun:
+        _report(begun, folder, arguments.baseline if not interrupted else None)
+    if interrupted:
+        return EXIT_INTERRUPTED
+    return 0 if all(outcome.status in FINISHED for outcome in outcomes) else EXIT_FAILED
+
+
+def _check(arguments: CompareArguments, machine: Machine) -> list[str]:
+    """The name of each run, after everything that can be found wrong before the first one starts.
+
+    Raises:
+        UserError: a JSON is missing, or an argument makes no sense for a comparison.
+    """
+    if arguments.ds_config:
+        raise UserError(f"--ds_config {arguments.ds_config}: compare takes its JSONs as plain words, without an option")
+    if arguments.resume:
+        raise UserError(f"--resume {arguments.resume}: compare starts every run anew; resume one run with pretrain")
+    for json in arguments.ds_configs:
+        if not Path(json).is_file():
+            raise UserError(f"{json}: no such file")
+    seconds(arguments.cell_timeout, "--cell_timeout")
+    if arguments.budget is not None:
+        seconds(arguments.budget, "--budget")
+    names = _unique([Path(json).stem for json in arguments.ds_configs])
+    stems = [Path(json).stem for json in arguments.ds_configs]
+    if arguments.baseline and arguments.baseline not in names and stems.count(arguments.baseline) != 1:
+        raise UserError(f"--baseline {arguments.baseline}: no such run; there will be {', '.join(names)}")
+    return names
+
+
+def _world_size(arguments: CompareArguments, machine: Machine) -> int:
+    """Ranks: as asked, or all accelerators; on a CPU 2, or the cores if they are fewer.
+
+    Raises:
+        UserError: more were asked for than there are accelerators.
+    """
+    world_size = arguments.world_size
+    if world_size is None:
+        return machine.count if machine.device != "cpu" else min(2, machine.count)
+    if world_size < 1:
+        raise UserError(f"--world_size {world_size}: must be at least 1")
+    if machine.device != "cpu" and world_size > machine.count:
+        raise UserError(f"--world_size {world_size}: this machine shows {machine.count} accelerators")
+    return world_size
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """The names, numbered where they repeat: zero1, zero1-2."""
+    taken: list[str] = []
+    for name in names:
+        candidate, number = name, 1
+        while candidate in taken:
+            number += 1
+            candidate = f"{name}-{number}"
+        taken.append(candidate)
+    return taken
+
+
+def _make_folder(arguments: CompareArguments) -> Path:
+    """The comparison's folder, new.
+
+    Raises:
+        UserError: it exists, or cannot be made.
+    """
+    name = arguments.run_name or time.strftime("compare-%Y%m%d-%H%M%S")
+    folder = Path(arguments.output_dir) / name
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise UserError(f"{folder}: exists already; choose another --run_name") from None
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made: {error.strerror}; choose another --output_dir") from None
+    return folder
+
+
+def _cell(
+    arguments: CompareArguments, name: str, json: str, folder: Path, world_size: int, machine: Machine
+) -> cell.Cell:
+    words = [
+        *(f"--ds_config={json}", f"--run_name={name}", f"--output_dir={folder}"),
+        *cell.words(arguments, leave_out=("ds_config", "run_name", "output_dir")),
+    ]
+    environment = dict(os.environ)
+    if machine.device == "cpu":
+        environment["DS_ACCELERATOR"] = "cpu"  # the launcher reads it too, before pretrain could set it
+    return cell.Cell(name, json, folder, cell.command(world_size, machine.device, words), environment)
+
+
+def _stop_at_common_mistake(first: cell.Cell, outcome: cell.Outcome) -> None:
+    """A refusal that is not about the JSON would meet every run: leave nothing and say it once."""
+    about_json = first.ds_config in (outcome.error or "") or Path(first.ds_config).name in (outcome.error or "")
+    if outcome.status == "rejected" and outcome.exit_status == EXIT_USER_ERROR and not about_json:
+        shutil.rmtree(first.folder)
+        raise UserError(outcome.error or "")
+
+
+def _report(directories: Sequence[Path], folder: Path, baseline: str | None) -> None:
+    """Print the table and keep it in three files."""
+    table = report.read(directories, baseline)
+    for problem in table.problems:
+        print(f"warning: left out: {problem}", file=sys.stderr)
+    texts = {
+        "table.md": tables.to_markdown(table),
+        "table.csv": tables.to_csv(table.rows),
+        "table.json": tables.to_json(table.rows),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+    print(file=sys.stderr)
+    tables.print_terminal(table)
+    print(f"files: {', '.join(str(folder / name) for name in texts)}; the runs are beside them")
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """To be asked to end is to be interrupted: what was started must be ended first."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    run_command(main)

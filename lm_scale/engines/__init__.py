@@ -1,0 +1,1 @@
+"""What executes a strategy, behind one interface. The only package that imports deepspeed."""

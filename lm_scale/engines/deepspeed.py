@@ -1,0 +1,195 @@
+"""The engine of a DeepSpeed JSON: ZeRO 0 to 3, offload to the CPU and to NVMe, over `deepspeed.initialize`.
+
+What it adds to DeepSpeed: the loss is the mean over the labels of the whole global batch, not a mean of means; the
+gradient norm is known at every stage; a parameter can be drawn, read and saved wherever its pieces lie.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from lm_scale.data.batches import Batch, StepBatches
+from lm_scale.engines.interface import StepResult
+from lm_scale.strategy.load import get
+from lm_scale.strategy.resolve import Strategy
+from lm_scale.training.meter import PhaseClock
+from lm_scale.training.sampling import continue_text
+
+Context = AbstractContextManager[Any]
+ModelBuilder = Callable[[Callable[[], Context] | None, Callable[[list[torch.nn.Parameter]], Context] | None], torch.nn.Module]
+
+
+class DeepSpeedEngine:
+    """See `interface.Engine`. `build_model(partition, gather)` returns the loss module, whose `model` is transformers' own."""
+
+    def __init__(self, strategy: Strategy, build_model: ModelBuilder) -> None:
+        self._strategy = strategy
+        partitioned = strategy.zero_stage == 3
+        loss_module = build_model(self._partition if partitioned else None, gather if partitioned else None)
+        self.model: Any = loss_module.model
+        decay = get(strategy.document, "optimizer.params.weight_decay")
+        self.param_groups = parameter_groups(loss_module, decay)
+        self._engine, self._optimizer, _, self._scheduler = deepspeed.initialize(
+            model=loss_module,
+            model_parameters=self.param_groups,
+            config=strategy.document,
+            dist_init_required=False,
+        )
+        self.device = torch.device(self._engine.device)
+        self._gradient_bytes: int | None = None
+        self._lr = 0.0
+
+    def train_step(self, batches: StepBatches, lr: float) -> StepResult:
+        engine = self._engine
+        engine.train()
+        if self._scheduler is None:
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+        self._lr = float(self._optimizer.param_groups[0]["lr"])
+        # DeepSpeed divides by the accumulation and averages over the ranks; the labels of the whole batch are the mean's.
+        scale = engine.gradient_accumulation_steps() * engine.dp_world_size / batches.label_count
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        grad_norm = None
+        clock = PhaseClock(self.device)
+        for batch in batches:
+            input_ids, labels = self._to_device(batch)
+            clock.lap("data")
+            loss = engine(input_ids, labels)
+            clock.lap("forward")
+            engine.backward(loss * scale)
+            loss_sum += loss.detach()
+            clock.lap("backward")
+            if engine.is_gradient_accumulation_boundary():
+                if self._gradient_bytes is None:
+                    self._gradient_bytes = self._live_gradient_bytes()
+                grad_norm = self._grad_norm_before_step()
+            engine.step()
+            clock.lap("optimizer")
+        if grad_norm is None:
+            grad_norm = engine.get_global_grad_norm()
+        return StepResult(loss_sum, None if grad_norm is None else float(grad_norm), not engine.was_step_applied(), clock)
+
+    def lr(self) -> float:
+        return self._lr
+
+    def eval_loss(self, batches: Iterator[Batch]) -> tuple[float, int]:
+        self._engine.eval()
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        with torch.no_grad():
+            for batch in batches:
+                input_ids, labels = self._to_device(batch)
+                total[0] += self._engine(input_ids, labels)
+                total[1] += (labels != -100).sum()
+        if dist.get_world_size() > 1:
+            dist.all_reduce(total)
+        self._engine.train()
+        return float(total[0]), int(total[1])
+
+    def generate(self, tokenizer: Any, prompt: str, tokens: int) -> str:
+        return continue_text(self.model, tokenizer, prompt, tokens, fixed_length=True)
+
+    def state_bytes(self) -> dict[str, int]:
+        parameters = [getattr(p, "ds_tensor", p) for p in self.model.parameters()]
+        masters = self._master_weights()
+        known = {_storage(tensor) for tensor in (*parameters, *masters)}
+        states = [
+            tensor
+            for state in self._engine.basic_optimizer.state.values()
+            for tensor in state.values()
+            if torch.is_tensor(tensor) and _storage(tensor) not in known
+        ]
+        own = [_bytes(parameters), self._gradient_bytes or 0, _bytes(masters), _bytes(states)]
+        fullest = torch.tensor(own, dtype=torch.int64, device=self.device)
+        if dist.get_world_size() > 1:
+            dist.all_reduce(fullest, op=dist.ReduceOp.MAX)
+        return dict(zip(("parameters", "gradients", "master_weights", "optimizer"), fullest.tolist(), strict=True))
+
+    def full_state_dict(self) -> dict[str, torch.Tensor]:
+        whole: dict[int, torch.Tensor] = {}
+        state: dict[str, torch.Tensor] = {}
+        for name, tensor in self.model.state_dict(keep_vars=True).items():
+            if id(tensor) not in whole:
+                with gather([tensor]) if hasattr(tensor, "ds_id") else nullcontext():
+                    whole[id(tensor)] = tensor.detach().to("cpu", copy=True) if dist.get_rank() == 0 else torch.empty(0)
+            state[name] = whole[id(tensor)]
+        return state if dist.get_rank() == 0 else {}
+
+    def save(self, folder: Path, tag: str) -> None:
+        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+    def load(self, folder: Path, tag: str) -> None:
+        path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
+        if path is None:
+            raise RuntimeError(f"DeepSpeed found no checkpoint under {folder / tag}")
+
+    def _partition(self) -> Context:
+        context: Context = deepspeed.zero.Init(config_dict_or_path=self._strategy.document)
+        return context
+
+    def _to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        return tuple(  # type: ignore[return-value]
+            torch.from_numpy(array).to(self.device, non_blocking=True) for array in (batch.input_ids, batch.labels)
+        )
+
+    def _grad_norm_before_step(self) -> float | None:
+        """The norm that DeepSpeed does not tell: at stage 0 in fp32 it clips without saying by what.
+
+        The gradients are whole and averaged there. Squares are added in fp64: fp32 loses five digits over millions.
+        """
+        if self._strategy.zero_stage > 0 or self._strategy.precision != "fp32":
+            return None
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients])
+        return math.sqrt(float((norms * norms).sum()))
+
+    def _live_gradient_bytes(self) -> int:
+        held = [p.grad for p in self.model.parameters() if p.grad is not None]
+        averaged = getattr(self._optimizer, "averaged_gradients", None) or {}
+        for group in averaged.values():
+            held += [gradient for gradient in group or [] if torch.is_tensor(gradient)]
+        return _bytes(held)
+
+    def _master_weights(self) -> list[torch.Tensor]:
+        for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition"):
+            groups = getattr(self._optimizer, name, None)
+            if groups is not None:
+                return list(groups)
+        groups = getattr(self._optimizer, "fp32_groups", None)
+        return [tensor for group in groups for tensor in group] if groups else []
+
+
+def gather(parameters: list[torch.nn.Parameter]) -> Context:
+    """A context in which partitioned parameters are whole; what the first rank writes in it becomes every rank's."""
+    context: Context = deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
+    return context
+
+
+def parameter_groups(module: torch.nn.Module, weight_decay: float | None) -> list[dict[str, Any]]:
+    """Matrices, which decay, and norms and biases, which do not. `weight_decay` None leaves it to the optimizer."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    shapes = [getattr(p, "ds_shape", p.shape) for p in parameters]
+    matrices: dict[str, Any] = {"params": [p for p, shape in zip(parameters, shapes, strict=True) if len(shape) > 1]}
+    if weight_decay is not None:
+        matrices["weight_decay"] = weight_decay
+    vectors = {"params": [p for p, shape in zip(parameters, shapes, strict=True) if len(shape) <= 1], "weight_decay": 0.0}
+    return [group for group in (matrices, vectors) if group["params"]]
+
+
+def _bytes(tensors: list[Any]) -> int:
+    """Bytes of the tensors' storages, each storage once."""
+    storages = {_storage(t): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+

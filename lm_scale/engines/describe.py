@@ -1,0 +1,164 @@
+"""What a run is, in full for `run.json` and in a few lines for the terminal."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from lm_scale.costs.devices import peak_flops_per_s
+from lm_scale.costs.flops import model_flops_per_token
+from lm_scale.data.batches import TrainBatches
+from lm_scale.data.tokens import TokenFiles
+from lm_scale.engines.deepspeed import DeepSpeedEngine
+from lm_scale.engines.launch import Launch
+from lm_scale.models.build import Built
+from lm_scale.records import Header, now, process_identity
+from lm_scale.training.header import git_state, hardware, untested, versions
+from lm_scale.training.limits import Limits
+from lm_scale.training.probe import matrix_product_flops_per_s
+from lm_scale.training.progress import human_bytes
+from lm_scale.training.weights import final_bytes
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def make_header(
+    launch: Launch, data: TokenFiles, batches: TrainBatches, limits: Limits, engine: DeepSpeedEngine, built: Built
+) -> Header:
+    arguments, process, strategy = launch.arguments, launch.process, launch.strategy
+    batch, module = strategy.batch, engine.loss_module
+    device_name = "cpu" if engine.device.type == "cpu" else torch.cuda.get_device_name(engine.device)
+    peak = matrix_product_flops_per_s(DTYPES[strategy.precision]) if device_name == "cpu" else (
+        peak_flops_per_s(device_name, strategy.precision)
+    )
+    found = versions()
+    warnings = [*strategy.warnings, *built.notes, *([line] if (line := untested(found)) else []), *_host_warnings(launch)]
+    flops = model_flops_per_token(built.config, arguments.seq_len)
+    return {
+        "status": "running",
+        "last_error": None,
+        "created_at": now(),
+        "started_at": None,
+        "finished_at": None,
+        "process": process_identity([sys.executable, *sys.argv]),
+        "arguments": asdict(arguments),
+        "strategy": {
+            "name": strategy.name,
+            "ds_config": str(strategy.path),
+            "engine": arguments.engine,
+            "zero_stage": strategy.zero_stage,
+            "offload": strategy.offload,
+            "sources": strategy.sources,
+        },
+        "layout": {
+            "world_size": process.world_size,
+            "nodes": process.nodes,
+            "data_parallel": batch.data_parallel,
+            "pipeline_stages": 1,
+            "tensor_parallel": 1,
+        },
+        "batch": {
+            "micro_batch": batch.micro_batch,
+            "grad_accum": batch.grad_accum,
+            "global_batch": batch.global_batch,
+            "seq_len": arguments.seq_len,
+            "packing": not arguments.no_packing,
+        },
+        "numerics": {
+            "precision": strategy.precision,
+            "precision_reason": strategy.precision_reason,
+            "reduction_precision": strategy.reduction_precision,
+            "master_weights": strategy.master_weights,
+            "activation_checkpointing": strategy.activation_checkpointing,
+            "torch_compile": arguments.torch_compile,
+            "attn_implementation": built.attn_implementation,
+            "loss": module.mode,
+            "loss_reason": module.reason,
+        },
+        "model": {
+            "name": launch.source.name,
+            "params": built.params,
+            "vocab_size": data.vocab_size,
+            "tied_embeddings": built.tied_embeddings,
+            "config": built.config,
+            "flops_per_token": flops,
+        },
+        "data": {
+            "dataset": arguments.dataset,
+            "tokenizer": arguments.tokenizer or ("trained" if data.tokenizer_path else None),
+            "fingerprint": data.fingerprint,
+            "train_docs": data.train.documents,
+            "train_tokens": data.train.count,
+            "train_samples": batches.samples_in_epoch,
+            "eval_docs": data.eval.documents,
+            "eval_tokens": data.eval.count,
+        },
+        "optimizer": {
+            "type": strategy.document["optimizer"]["type"],
+            "learning_rate": strategy.learning_rate,
+            "weight_decay": strategy.document["optimizer"]["params"].get("weight_decay"),
+            "params": strategy.document["optimizer"]["params"],
+            **engine.decay_counts(),
+        },
+        "schedule": {
+            "type": strategy.document.get("scheduler", {}).get("type") or limits.shape,
+            "warmup": limits.warmup,
+            "warmup_steps": limits.warmup_steps,
+            "planned_steps": limits.planned_steps,
+            "budget_s": limits.budget_s,
+        },
+        "seed": arguments.seed,
+        "versions": found,
+        "hardware": hardware(engine.device, launch.machine.count, process.threads, peak),
+        "git": git_state(Path.cwd()),
+        "state_bytes": None,
+        "predicted": {"flops_per_token": flops},
+        "warnings": warnings,
+        "wandb_url": None,
+        "resumed_from": None,
+        "resumed_step": None,
+    }
+
+
+def summary(run_dir: Path, header: Header, engine: DeepSpeedEngine, save: bool) -> list[str]:
+    """What a run is, in at most 15 lines, before its first step."""
+    batch, numerics, model, data = header["batch"], header["numerics"], header["model"], header["data"]
+    layout, machine, schedule = header["layout"], header["hardware"], header["schedule"]
+    lengths = [f"{schedule['planned_steps']:,} steps"] if schedule["planned_steps"] else []
+    lengths += [f"{schedule['budget_s']:g} s"] if schedule["budget_s"] else []
+    weights = "no weights are written (--no_save)"
+    if save:
+        free = shutil.disk_usage(run_dir).free
+        weights = f"{human_bytes(final_bytes(engine.model))} of weights at the end ({human_bytes(free)} free)"
+    where = machine["device"]
+    if where == "cpu":
+        where = f"{machine['cpu']} (CPU), {machine['threads_per_rank']} of {machine['cpus']} cores each"
+    strategy = f"{header['strategy']['name']}: ZeRO-{header['strategy']['zero_stage']}, offload {header['strategy']['offload']}"
+    if numerics["activation_checkpointing"]:
+        strategy += ", activation checkpointing"
+    reason = f": {numerics['loss_reason']}" if numerics["loss_reason"] else ""
+    lines = [
+        f"run        {run_dir}",
+        f"strategy   {strategy}",
+        f"machine    {layout['world_size']} ranks on {where}",
+        f"model      {model['name']}: {model['params']:,} parameters, vocabulary {model['vocab_size']:,}",
+        f"precision  {numerics['precision']}: {numerics['precision_reason']}",
+        f"loss       {numerics['loss']}{reason}; attention {numerics['attn_implementation']}",
+        f"data       {data['dataset']}: {data['train_tokens']:,} tokens to train on, {data['eval_tokens']:,} held out",
+        f"batch      {batch['micro_batch']} x {batch['grad_accum']} x {layout['data_parallel']} = "
+        f"{batch['global_batch']} samples of {batch['seq_len']} tokens a step",
+        f"length     {' or '.join(lengths)}; learning rate {header['optimizer']['learning_rate']:g} {schedule['type']}",
+        f"keeps      {weights}",
+    ]
+    return lines + [f"warning    {line}" for line in header["warnings"][:5]]
+
+
+def _host_warnings(launch: Launch) -> list[str]:
+    process, machine = launch.process, launch.machine
+    if machine.device == "cpu" and process.local_world_size > machine.count:
+        return [f"{process.local_world_size} ranks share {machine.count} CPU cores; they will wait for each other"]
+    return []

@@ -1,0 +1,67 @@
+"""What the training loop knows of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from lm_scale.data.batches import StepBatches
+from lm_scale.training.meter import PhaseClock
+
+
+@dataclass
+class StepResult:
+    """One optimizer step on this rank.
+
+    `loss_sum` is the summed loss of this rank's labels (scalar, nats); `grad_norm` the global L2 norm before clipping;
+    `skipped` is true where loss scaling threw the step away.
+    """
+
+    loss_sum: torch.Tensor
+    grad_norm: float | None
+    skipped: bool
+    clock: PhaseClock
+
+
+class Engine(Protocol):
+    """A model under one strategy. Every method is collective: all ranks call it, in the same order."""
+
+    device: torch.device
+    model: Any
+    """The transformers model itself; its tensors may be partitioned."""
+
+    def train_step(self, batches: StepBatches, lr: float) -> StepResult:
+        """One optimizer step over this rank's micro-batches, at the rate `lr` unless the JSON has its own scheduler."""
+        ...
+
+    def lr(self) -> float:
+        """The rate of the last step."""
+        ...
+
+    def eval_loss(self, batches: Iterator[Any]) -> tuple[float, int]:
+        """(summed loss in nats, labels) over all ranks."""
+        ...
+
+    def generate(self, tokenizer: Any, prompt: str, tokens: int) -> str:
+        """A continuation of `prompt` by `tokens` tokens, the same on every rank."""
+        ...
+
+    def state_bytes(self) -> dict[str, int]:
+        """Bytes of live tensors on the fullest rank: parameters, gradients, master_weights, optimizer."""
+        ...
+
+    def full_state_dict(self) -> dict[str, torch.Tensor]:
+        """Every tensor of the model, whole, on the CPU of the first rank; empty on the others."""
+        ...
+
+    def save(self, folder: Path, tag: str) -> None:
+        """Write all that `load` needs under `folder/tag`."""
+        ...
+
+    def load(self, folder: Path, tag: str) -> None:
+        """Go back to what `save` wrote."""
+        ...

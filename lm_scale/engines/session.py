@@ -1,0 +1,161 @@
+"""A run that is ready to train, and how it is started: process group, model, engine, run directory, in this order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lm_scale.data.batches import EvalBatches, Samples, TrainBatches
+from lm_scale.data.tokens import TokenFiles
+from lm_scale.engines.deepspeed import DeepSpeedEngine
+from lm_scale.engines.describe import make_header, summary
+from lm_scale.engines.launch import Launch, on_host
+from lm_scale.engines.operators import build as build_operators
+from lm_scale.engines.operators import needed
+from lm_scale.engines.process import join_group
+from lm_scale.engines.run_directory import open_run, reopen
+from lm_scale.models.build import Built, build
+from lm_scale.models.loss import CausalLMLoss
+from lm_scale.records import Writer, now
+from lm_scale.strategy.resolve import fill_schedule
+from lm_scale.training import checkpoint
+from lm_scale.training.limits import Limits
+from lm_scale.training.meter import Meter
+from lm_scale.training.mirror import Mirror
+
+
+@dataclass
+class Session:
+    """One run. `first_step` and `elapsed_s` are what a resumed run has behind it."""
+
+    launch: Launch
+    engine: DeepSpeedEngine
+    data: TokenFiles
+    batches: TrainBatches
+    eval_batches: EvalBatches
+    limits: Limits
+    meter: Meter
+    run_dir: Path
+    writer: Writer
+    mirror: Mirror | None = None
+    first_step: int = 0
+    elapsed_s: float = 0.0
+    _tokenizer: Any = field(default=None, repr=False)
+
+    @property
+    def is_first_rank(self) -> bool:
+        return self.launch.process.rank == 0
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    def record(self, kind: str, **values: Any) -> None:
+        """One record of the whole run, which the first rank writes."""
+        if self.is_first_rank:
+            self.writer.append(kind, **values)
+            if self.mirror is not None and kind != "event":
+                self.mirror.log(kind, values)
+
+    def update(self, **changes: Any) -> None:
+        """Change the header, which the first rank owns."""
+        if self.is_first_rank:
+            self.writer.update(**changes)
+
+    def end(self, status: str) -> None:
+        """Write the status with which the run ended, and close what shows and repeats it."""
+        self.launch.progress.end()
+        self.update(status=status, finished_at=now())
+        if self.mirror is not None:
+            self.mirror.finish(status)
+
+    def tokenizer(self) -> Any:
+        """The tokenizer, or None where the data came tokenized."""
+        if self._tokenizer is None and self.data.tokenizer_path is not None:
+            from transformers import AutoTokenizer
+
+            self._tokenizer = AutoTokenizer.from_pretrained(self.data.tokenizer_path)
+        return self._tokenizer
+
+
+def start(launch: Launch, data: TokenFiles) -> Session:
+    """From resolved arguments and prepared text to a session; collective.
+
+    Raises:
+        UserError: on every rank alike, where something that only now can be known is wrong.
+    """
+    arguments, process, strategy = launch.arguments, launch.process, launch.strategy
+    join_group()
+    torch.manual_seed(arguments.seed)
+    on_host(process, lambda: build_operators(needed(strategy), launch.progress.say))
+    batches, eval_batches = _batches(launch, data)
+    limits = Limits.of(arguments, batches.samples_in_epoch / strategy.batch.global_batch)
+    fill_schedule(strategy, limits.planned_steps, limits.warmup_steps)
+    built: list[Built] = []
+    engine = DeepSpeedEngine(strategy, lambda partition, gather: _loss_module(launch, data, built, partition, gather))
+    header = make_header(launch, data, batches, limits, engine, built[0])
+    run_dir, writer = open_run(launch, header)
+    session = Session(launch, engine, data, batches, eval_batches, limits, Meter(engine.device), run_dir, writer)
+    for line in summary(session.run_dir, header, engine, save=not arguments.no_save):
+        launch.progress.say(line)
+    if arguments.report_to == "wandb" and session.is_first_rank:
+        session.mirror = Mirror(run_dir, {**header, "name": run_dir.name}, launch.progress.say)
+        session.update(wandb_url=session.mirror.url)
+    if arguments.resume:
+        _resume(session)
+    return session
+
+
+def _batches(launch: Launch, data: TokenFiles) -> tuple[TrainBatches, EvalBatches]:
+    arguments, batch, rank = launch.arguments, launch.strategy.batch, launch.process.rank
+    packing = not arguments.no_packing
+    train = TrainBatches(
+        Samples(data.train, packing=packing, seq_len=arguments.seq_len),
+        seed=arguments.seed,
+        global_batch=batch.global_batch,
+        micro_batch=batch.micro_batch,
+        grad_accum=batch.grad_accum,
+        data_parallel=batch.data_parallel,
+        data_rank=rank,
+    )
+    held_out = EvalBatches(
+        Samples(data.eval, packing=packing, seq_len=arguments.seq_len, keep_last=True),
+        micro_batch=arguments.per_device_eval_batch_size or batch.micro_batch,
+        data_parallel=batch.data_parallel,
+        data_rank=rank,
+    )
+    return train, held_out
+
+
+def _loss_module(launch: Launch, data: TokenFiles, built: list[Built], partition: Any, gather: Any) -> CausalLMLoss:
+    arguments = launch.arguments
+    made = build(
+        launch.source,
+        vocab_size=data.vocab_size,
+        seq_len=arguments.seq_len,
+        attn_implementation=arguments.attn_implementation,
+        seed=arguments.seed,
+        partition=partition,
+        gather=gather,
+    )
+    built.append(made)
+    if launch.strategy.activation_checkpointing:
+        made.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    module = CausalLMLoss(made.model, arguments.loss)
+    if arguments.torch_compile:
+        module.compile_base()
+    return module
+
+
+def _resume(session: Session) -> None:
+    path = checkpoint.newest(session.checkpoints)
+    state = checkpoint.read_state(path)
+    session.engine.load(session.checkpoints, path.name)
+    checkpoint.restore_random_state(path)
+    session.first_step, session.elapsed_s = state["step"], state["elapsed_s"]
+    if session.is_first_rank:
+        session.writer = reopen(session.run_dir, path, session.first_step)
+    session.launch.progress.say(f"going on from step {session.first_step} ({path})")

@@ -1,0 +1,1 @@
+"""Runs started and watched from outside, in processes of their own."""

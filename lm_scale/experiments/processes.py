@@ -1,0 +1,72 @@
+"""A command and everything it starts, in a session of its own, so that nothing of it outlives the one who asked for it.
+
+A launcher that is killed leaves its ranks behind (`deepspeed` installs no handler on one node, facts section 5), so the
+whole session is ended, not the process that was started. Linux alone: sessions are read from /proc.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+POLL_S = 0.1
+
+
+def start(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start `command` in a new session; what it and its children print goes to `log`.
+
+    Raises:
+        OSError: the command or the log cannot be opened.
+    """
+    with open(log, "ab") as file:
+        return subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=dict(environment),
+            start_new_session=True,
+        )
+
+
+def members(session: int) -> list[int]:
+    """The living processes of a session; a zombie has ended and only waits to be collected."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+            except OSError:  # it ended in between
+                continue
+            if fields[0] not in "ZX" and int(fields[3]) == session:  # fields 3 and 6 of proc_pid_stat(5)
+                found.append(int(entry))
+    return found
+
+
+def end(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """End the whole session of `process`: SIGTERM, and SIGKILL for what still lives after `grace_s` seconds.
+
+    A second interrupt while it waits skips the rest of the grace. Returns when nothing of the session lives.
+    """
+    try:
+        _signal(process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + grace_s
+        while members(process.pid) and time.monotonic() < deadline:
+            process.poll()
+            time.sleep(POLL_S)
+    finally:
+        while members(process.pid):
+            _signal(process.pid, signal.SIGKILL)
+            time.sleep(POLL_S)
+        process.wait()
+
+
+def _signal(session: int, number: signal.Signals) -> None:
+    for pid in members(session):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)

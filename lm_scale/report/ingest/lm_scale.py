@@ -1,0 +1,191 @@
+"""Rows from the project's own run directories (`lm_scale.records`)."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from lm_scale import records
+from lm_scale.report import rates
+from lm_scale.report.ingest import UnreadableError
+from lm_scale.report.rows import MEANINGS, Row, checked, typed
+
+LAYOUT_KEYS = ("world_size", "nodes", "data_parallel", "pipeline_stages", "tensor_parallel")
+BATCH_KEYS = ("micro_batch", "grad_accum", "global_batch", "seq_len", "packing")
+NUMERICS_KEYS = (
+    *("precision", "reduction_precision", "master_weights", "activation_checkpointing"),
+    *("torch_compile", "attn_implementation", "loss"),
+)
+"""Keys that the header's section and the row share."""
+
+
+def read(path: Path) -> Row:
+    """The row of one run directory.
+
+    Raises:
+        UnreadableError: a file is missing, damaged, or not what the schema says.
+    """
+    try:
+        run = records.read(path)
+        return _row(run)
+    except records.RecordError as error:
+        raise UnreadableError(str(error)) from None
+    except OSError as error:
+        raise UnreadableError(f"{error.filename or path}: {error.strerror}") from None
+    except ValueError as error:
+        raise UnreadableError(f"{path}: {error}") from None
+
+
+def _row(run: records.Run) -> Row:
+    layout, batch = _section(run, "layout"), _section(run, "batch")
+    strategy, numerics = _section(run, "strategy"), _section(run, "numerics")
+    model, data = _section(run, "model"), _section(run, "data")
+    optimizer, schedule = _section(run, "optimizer"), _section(run, "schedule")
+    hardware, predicted = _section(run, "hardware"), _section(run, "predicted")
+    row = checked(
+        name=run.header.get("name") or run.path.name,
+        source="lm_scale",
+        status=run.status,
+        last_error=run.last_error,
+        started_at=_moment(run, "started_at"),
+        finished_at=_moment(run, "finished_at"),
+        engine=strategy.get("engine"),
+        strategy=strategy.get("name"),
+        zero_stage=strategy.get("zero_stage"),
+        offload=strategy.get("offload"),
+        **{key: layout.get(key) for key in LAYOUT_KEYS},
+        **{key: batch.get(key) for key in BATCH_KEYS},
+        **{key: numerics.get(key) for key in NUMERICS_KEYS},
+        model=model.get("name"),
+        params=model.get("params"),
+        dataset=data.get("dataset"),
+        tokenizer=data.get("tokenizer"),
+        data_fingerprint=data.get("fingerprint"),
+        seed=run.header.get("seed"),
+        optimizer=optimizer.get("type"),
+        learning_rate=optimizer.get("learning_rate"),
+        lr_schedule=schedule.get("type"),
+        planned_steps=schedule.get("planned_steps"),
+        device=hardware.get("device"),
+        device_memory_bytes=hardware.get("device_memory_bytes"),
+        predicted_device_bytes=predicted.get("peak_device_bytes"),
+        predicted_host_bytes=predicted.get("peak_host_bytes"),
+        wandb_url=run.header.get("wandb_url"),
+        path=str(run.path),
+        host=_section(run, "process").get("host"),
+        created_at=_moment(run, "created_at"),
+        last_record_at=_last_record_at(run),
+    )
+    _measure(row, run)
+    _evaluate(row, run)
+    per_token = typed("model.flops_per_token", model.get("flops_per_token"), float)
+    peak = typed("hardware.device_peak_flops_per_s", hardware.get("device_peak_flops_per_s"), float)
+    if row.tokens_per_s is not None and per_token is not None:
+        row.model_flops_per_s = row.tokens_per_s * per_token
+    if peak is not None and row.world_size is not None:
+        row.mfu = rates.ratio(row.model_flops_per_s, peak * row.world_size)
+    _own_flags(row, run)
+    return row
+
+
+def _measure(row: Row, run: records.Run) -> None:
+    """What the step records say: how far the run came, how fast, with which loss and how much memory."""
+    steps = _steps(run)
+    completed = [step for step in steps if not step.skipped]
+    row.steps = len(completed)
+    row.skipped_steps = len(steps) - len(completed)
+    row.samples_seen = rates.total([step.samples for step in completed])
+    row.tokens_seen = rates.total([step.tokens for step in completed])
+    for key in ("peak_device_bytes", "peak_reserved_bytes", "peak_host_bytes"):
+        known = [peak for record in run.of("step") if (peak := typed(key, record.get(key), int)) is not None]
+        setattr(row, key, max(known, default=None))
+    if not steps:
+        return
+    row.runtime_s = steps[-1].elapsed_s
+    row.steps_per_s = rates.ratio(row.steps, row.runtime_s)
+    row.samples_per_s = rates.ratio(row.samples_seen, row.runtime_s)
+    row.train_loss = typed("loss", rates.train_loss(steps), float)
+    row.grad_norm = typed("grad_norm", completed[-1].grad_norm, float) if completed else None
+    rate = rates.rates(steps)
+    row.step_s, row.step_s_iqr = rate.step_s, rate.step_s_iqr
+    row.tokens_per_s, row.useful_tokens_per_s = rate.tokens_per_s, rate.useful_tokens_per_s
+    if row.tokens_per_s is not None and row.world_size:
+        row.tokens_per_s_per_rank = row.tokens_per_s / row.world_size
+    if rate.measured <= 2:
+        row.flag("too_few_steps", f"{rate.measured} steps were measured after warm-up; rates need 3")
+    if broken := rates.not_finite(steps):
+        row.flag("loss_not_finite", f"the loss was {broken.loss} at step {broken.step}")
+
+
+def _steps(run: records.Run) -> list[rates.Step]:
+    steps = []
+    for record in run.of("step"):
+        number = typed("step", record.get("step"), int)
+        if number is None:
+            raise ValueError("a step record has no step number")
+        steps.append(
+            rates.Step(
+                step=number,
+                elapsed_s=typed("elapsed_s", record.get("elapsed_s"), float),
+                step_s=typed("step_s", record.get("step_s"), float),
+                samples=typed("samples", record.get("samples"), int),
+                tokens=typed("tokens", record.get("tokens"), int),
+                useful_tokens=typed("useful_tokens", record.get("useful_tokens"), int),
+                loss=_loss(record.get("loss")),
+                grad_norm=typed("grad_norm", record.get("grad_norm"), float),
+                skipped=bool(typed("skipped", record.get("skipped"), bool)),
+                compiled=bool(typed("compiled", record.get("compiled"), bool)),
+            )
+        )
+    return rates.without_redone(steps)
+
+
+def _loss(value: Any) -> float | None:
+    """A loss keeps nan and inf: that the run diverged is a fact of the record."""
+    return value if isinstance(value, float) else typed("loss", value, float)
+
+
+def _evaluate(row: Row, run: records.Run) -> None:
+    final = [record for record in run.of("eval") if record.get("final")]
+    if final:
+        row.eval_loss = typed("eval loss", final[-1].get("loss"), float)
+        row.eval_bits_per_byte = typed("bits_per_byte", final[-1].get("bits_per_byte"), float)
+
+
+def _own_flags(row: Row, run: records.Run) -> None:
+    shared = [event for event in run.of("event") if event.get("event") == "device_shared"]
+    if shared:
+        row.flag("device_shared", str(shared[-1].get("message") or MEANINGS["device_shared"]))
+    resumed_step = typed("resumed_step", run.header.get("resumed_step"), int)
+    if resumed_step:
+        row.flag("resumed", f"goes on from step {resumed_step} of {run.header.get('resumed_from') or 'a checkpoint'}")
+
+
+def _section(run: records.Run, name: str) -> dict[str, Any]:
+    section = run.header.get(name)
+    if section is None:
+        return {}
+    if not isinstance(section, dict):
+        raise ValueError(f"run.json: {name}: {section!r} is no object")
+    return section
+
+
+def _moment(run: records.Run, name: str) -> str | None:
+    """An ISO 8601 time of the header, known to be one."""
+    text: str | None = typed(name, run.header.get(name), str)
+    if text is not None:
+        datetime.datetime.fromisoformat(text)
+    return text
+
+
+def _last_record_at(run: records.Run) -> str | None:
+    times = [
+        time
+        for of_kind in run.records.values()
+        for record in of_kind
+        if (time := typed("time", record.get("time"), float)) is not None
+    ]
+    if not times:
+        return None
+    return datetime.datetime.fromtimestamp(max(times)).astimezone().isoformat(timespec="milliseconds")
