@@ -1,4 +1,4 @@
-"""`python -m lm_scale.compare X.json Y.json ...`: run each strategy under the same arguments, keep every outcome, report."""
+"""`python -m lm_scale.compare X.json Y.json ...`: run each JSON under the same arguments, keep every outcome, report."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ from lm_scale.experiments import cell
 from lm_scale.report import tables
 from lm_scale.strategy.machine import Machine, detect
 
-FINISHED = ("completed", "budget")
-
 
 def main(argv: Sequence[str]) -> int:
     arguments = parse(
@@ -40,8 +38,8 @@ def main(argv: Sequence[str]) -> int:
     names = _check(arguments, machine)
     world_size = _world_size(arguments, machine)
     folder = _make_folder(arguments)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGHUP, _interrupt)
     kind = "cpu" if machine.device == "cpu" else "accelerator"
     print(f"{len(names)} runs, {world_size} ranks each ({kind}), in {folder}", file=sys.stderr, flush=True)
     cells = [
@@ -63,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         _report(begun, folder, arguments.baseline if not interrupted else None)
     if interrupted:
         return EXIT_INTERRUPTED
-    return 0 if all(outcome.status in FINISHED for outcome in outcomes) else EXIT_FAILED
+    return 0 if all(outcome.status in cell.FINISHED for outcome in outcomes) else EXIT_FAILED
 
 
 def _check(arguments: CompareArguments, machine: Machine) -> list[str]:

@@ -11,6 +11,7 @@ whatever happens to the lock, no reader sees half an entry.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -104,6 +105,7 @@ def _make(
             if lock.is_mine():
                 os.rename(folder, entry)
                 lock.remove_leftovers("gone")
+                lock.remove_leftovers("claim")
     except BaseException as error:
         if not lock.is_mine() and isinstance(error, OSError):
             return  # another process found this one silent, took over and cleared its folder: wait for that one
@@ -139,8 +141,8 @@ class _Lock:
             self._write(claim, Status())
             os.rename(claim, self._path)
             return True
-        except OSError:
-            if self._path.exists():
+        except OSError as error:  # the lock is there, or its releaser cleared this claim away as a leftover
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
                 return False
             raise
         finally:

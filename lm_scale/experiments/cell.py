@@ -1,7 +1,7 @@
 """One cell of a comparison: a run started from outside, watched, ended when it must be, and its outcome kept.
 
-The run's own record says how it ended; the launcher's exit status does not (`deepspeed` ends with 0 when a signal killed
-its helper). What the record cannot say any more is written here: that the run hung, that it died, that it never began.
+The run's own record says how it ended; the launcher's exit status does not (`deepspeed` ends with 0 when a signal
+killed its helper). What the record cannot say any more is written here: that the run hung, that it died, that it never began.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from lm_scale.arguments import EXIT_USER_ERROR, PretrainArguments, UserError
 from lm_scale.experiments import processes
 from lm_scale.experiments.watch import Line, Watch, clock
 
+POLL_S = 0.2
 GRACE_S = 20.0
-LEFTOVER_GRACE_S = 5.0
+LEFTOVER_S = 5.0
+FINISHED = ("completed", "budget")
+"""The statuses of a run that did what was asked of it."""
 
 
 @dataclass(frozen=True)
@@ -103,27 +106,22 @@ def run(cell: Cell, timeout_s: float, stream: IO[str], label: str) -> Outcome:
     process = processes.start(cell.command, cell.log, cell.environment)
     status: str | None = None
     try:
-        while process.poll() is None:
-            elapsed = time.monotonic() - begun
-            line.draw(watch.describe(), elapsed)
-            if elapsed > timeout_s:
-                status = "hung"
-                break
-            time.sleep(0.2)
+        while process.poll() is None and time.monotonic() - begun <= timeout_s:
+            line.draw(watch.describe(), time.monotonic() - begun)
+            time.sleep(POLL_S)
+        if process.poll() is None and _recorded_status(cell.directory) not in FINISHED:
+            status = "hung"
+        if process.poll() is not None:
+            processes.wait_for_all(process, LEFTOVER_S)
     except KeyboardInterrupt:
         status = "interrupted"
         raise
     finally:
-        was = _recorded_status(cell.directory)
-        processes.end(process, LEFTOVER_GRACE_S if status is None else GRACE_S)
+        processes.end(process, GRACE_S)
         reason = f"no end within {clock(timeout_s)}; ended by compare" if status == "hung" else None
-        if status == "hung" and was in ("completed", "budget"):  # it had done its work and only its processes stayed
-            status, reason = None, None
         outcome = _settle(cell, process, status, reason, created_at)
-        summary = watch.describe() if watch.last_step else ""
-        line.end(
-            "  ".join(part for part in (outcome.status, outcome.error or summary) if part), time.monotonic() - begun
-        )
+        progress = watch.describe() if outcome.error is None else outcome.error
+        line.end(f"{outcome.status}  {progress}", time.monotonic() - begun)
     return outcome
 
 
@@ -136,7 +134,8 @@ def _settle(
     if not (cell.directory / "run.json").is_file():
         rejected = process.returncode == EXIT_USER_ERROR and refusal is not None
         status = status or ("rejected" if rejected else "crashed")
-        error = reason or (refusal or "").removeprefix("error: ") or _last_words(said, process.returncode, cell.log)
+        known = reason or (refusal or "").removeprefix("error: ")
+        error: str | None = known or _last_words(said, process.returncode, cell.log)
         _write_record(cell, status, error, created_at)
         return Outcome(process.returncode, status, error)
     try:
@@ -171,7 +170,7 @@ def _last_words(said: str, exit_status: int, log: Path) -> str:
     return f"the launcher ended with status {exit_status} and no record was closed; see {log}"
 
 
-def _write_record(cell: Cell, status: str, error: str, created_at: str) -> None:
+def _write_record(cell: Cell, status: str, error: str | None, created_at: str) -> None:
     """The directory of a run that never came to write its own."""
     try:
         config = json.loads(Path(cell.ds_config).read_text(encoding="utf-8"))

@@ -48,6 +48,14 @@ def members(session: int) -> list[int]:
     return found
 
 
+def wait_for_all(process: subprocess.Popen[bytes], limit_s: float) -> None:
+    """Give what `process` started at most `limit_s` seconds to end by itself."""
+    deadline = time.monotonic() + limit_s
+    while members(process.pid) and time.monotonic() < deadline:
+        process.poll()
+        time.sleep(POLL_S)
+
+
 def end(process: subprocess.Popen[bytes], grace_s: float) -> None:
     """End the whole session of `process`: SIGTERM, and SIGKILL for what still lives after `grace_s` seconds.
 
@@ -55,10 +63,7 @@ def end(process: subprocess.Popen[bytes], grace_s: float) -> None:
     """
     try:
         _signal(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + grace_s
-        while members(process.pid) and time.monotonic() < deadline:
-            process.poll()
-            time.sleep(POLL_S)
+        wait_for_all(process, grace_s)
     finally:
         while members(process.pid):
             _signal(process.pid, signal.SIGKILL)

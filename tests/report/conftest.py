@@ -24,7 +24,13 @@ def header(name: str, **changes: Any) -> Header:
         "started_at": "2026-01-01T12:00:10.000+00:00",
         "finished_at": "2026-01-01T12:01:00.000+00:00",
         "process": {**process_identity(["pretrain"]), "host": "node-1"},
-        "strategy": {"name": name, "ds_config": f"{name}.json", "engine": "deepspeed", "zero_stage": 0, "offload": "none"},
+        "strategy": {
+            "name": name,
+            "ds_config": f"{name}.json",
+            "engine": "deepspeed",
+            "zero_stage": 0,
+            "offload": "none",
+        },
         "layout": {"world_size": 2, "nodes": 1, "data_parallel": 2, "pipeline_stages": 1, "tensor_parallel": 1},
         "batch": {"micro_batch": 4, "grad_accum": 2, "global_batch": 16, "seq_len": 64, "packing": True},
         "numerics": {
@@ -64,7 +70,12 @@ def make_run(tmp_path: Path) -> MakeRun:
     """Writes the run `name` with these steps and other records, and header keys as changed; returns its folder."""
 
     def make(
-        name: str, steps: list[dict[str, Any]], *, others: list[dict[str, Any]] | None = None, folder: str = "runs", **changes: Any
+        name: str,
+        steps: list[dict[str, Any]],
+        *,
+        others: list[dict[str, Any]] | None = None,
+        folder: str = "runs",
+        **changes: Any,
     ) -> Path:
         path = tmp_path / folder / name
         writer = Writer.create(path, header(name, **changes), {"zero_optimization": {"stage": 0}})

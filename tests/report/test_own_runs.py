@@ -146,7 +146,13 @@ def test_a_run_that_never_began_knows_nothing_but_its_status(make_run: Any) -> N
     path = make_run("zero0", [], status="rejected", last_error="zero0.json: gradient_cliping: unknown key")
     (path / "run.json").write_text(json.dumps({"schema": 1, "name": "zero0", "status": "rejected"}))
     row = row_of(path)
-    assert (row.status, row.steps, row.runtime_s, row.tokens_per_s, row.micro_batch) == ("rejected", 0, None, None, None)
+    assert (row.status, row.steps, row.runtime_s, row.tokens_per_s, row.micro_batch) == (
+        "rejected",
+        0,
+        None,
+        None,
+        None,
+    )
 
 
 @pytest.mark.parametrize(

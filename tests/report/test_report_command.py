@@ -34,7 +34,11 @@ def runs(make_run: Any, one_step: Any) -> Path:
         *("zero1", [one_step(n, step_s=1 / 3, peak_host_bytes=3 * 1024**3) for n in range(1, 13)]),
         **{"created_at": "2026-01-01T13:00:00+00:00", **later, "numerics": {"precision": "bf16"}},
     )
-    crash = {"status": "crashed", "last_error": "RuntimeError: no | space <left>", "created_at": "2026-01-01T14:00:00+00:00"}
+    crash = {
+        "status": "crashed",
+        "last_error": "RuntimeError: no | space <left>",
+        "created_at": "2026-01-01T14:00:00+00:00",
+    }
     path: Path = make_run("zero2", [], **crash, started_at=None, finished_at=None)
     return path.parent
 
@@ -47,9 +51,7 @@ def test_json_is_a_list_of_objects_with_the_keys_of_the_contract(command: Any, r
     for row in rows:
         assert list(row)[: len(CONTRACT)] == CONTRACT
     assert rows[1]["speedup"] == pytest.approx(3, abs=1e-12)
-    assert rows[1]["flags"] == [
-        {"code": "differs_precision", "message": "precision bf16, the baseline zero0 has fp32"}
-    ]
+    assert rows[1]["flags"] == [{"code": "differs_precision", "message": "precision bf16, the baseline zero0 has fp32"}]
     assert (rows[2]["tokens_per_s"], rows[2]["last_error"]) == (None, "RuntimeError: no | space <left>")
 
 
@@ -151,7 +153,9 @@ def test_a_run_given_twice_is_one_row_and_bare_report_reads_runs(command: Any, r
     assert len(json.loads(command("--format", "json", cwd=runs.parent).stdout)) == 3
 
 
-def test_an_ascii_terminal_and_a_reader_that_stops_early_are_no_traceback(command: Any, make_run: Any, steps: Any) -> None:
+def test_an_ascii_terminal_and_a_reader_that_stops_early_are_no_traceback(
+    command: Any, make_run: Any, steps: Any
+) -> None:
     path = make_run("обучение", steps(6), strategy={"name": "обучение"})
     done = command(path, PYTHONIOENCODING="ascii")
     assert done.returncode == 0

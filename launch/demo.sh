@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The main job on a bare machine: one small model pretrained under ZeRO-0, 1, 2, 3 and ZeRO-2 with CPU offload, each on
+# two CPU ranks, then one table. Options go on to the runs: launch/demo.sh --budget 60s
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+prepare_environment ""
+cd "$root"
+exec "$python" -m lm_scale.compare \
+    ds_configs/zero0.json ds_configs/zero1.json ds_configs/zero2.json ds_configs/zero3.json ds_configs/zero2_offload.json \
+    --world_size 2 --model mini --seq_len 256 --per_device_train_batch_size 2 --max_steps 40 \
+    --run_name "demo-$(date +%Y%m%d-%H%M%S)" "$@"
