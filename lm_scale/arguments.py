@@ -49,12 +49,18 @@ class StrategyArguments:
     """Which DeepSpeed JSON runs, and what fills the values that it leaves at "auto"."""
 
     ds_config: str | None = option(help="the DeepSpeed JSON that runs", metavar="JSON")
-    override: list[str] = option([], help="change one value of the JSON: dotted.path=VALUE (repeatable)", metavar="KEY=VALUE")
+    override: list[str] = option(
+        [], help="change one value of the JSON: dotted.path=VALUE (repeatable)", metavar="KEY=VALUE"
+    )
     engine: str = option("deepspeed", help="what executes the strategy", choices=("deepspeed",))
     no_lint: bool = option(False, help="start although the JSON has keys that DeepSpeed would ignore")
     per_device_train_batch_size: int | None = option(help="samples of one forward on one rank (default 8)", metavar="N")
-    gradient_accumulation_steps: int | None = option(help="micro-batches a rank does in one step (default 1)", metavar="N")
-    train_batch_size: int | None = option(help="samples of one step over all ranks; accumulation is solved from it", metavar="N")
+    gradient_accumulation_steps: int | None = option(
+        help="micro-batches a rank does in one step (default 1)", metavar="N"
+    )
+    train_batch_size: int | None = option(
+        help="samples of one step over all ranks; accumulation is solved from it", metavar="N"
+    )
     learning_rate: float | None = option(help="peak learning rate (default 5e-4)", metavar="LR")
     weight_decay: float | None = option(help="of matrices; norms and biases have none (default 0.1)", metavar="X")
     bf16: bool | None = option(help="bf16 products (default: where the device multiplies bf16 natively)")
@@ -87,12 +93,18 @@ class DataArguments:
         "builtin:python",
         help="builtin:python, a .txt/.jsonl/.jsonl.gz/.parquet file, folder or glob, or a hub name[:config]",
     )
-    tokenizer: str | None = option(help="hub name or local path (default: a byte-level BPE of 8,192 tokens, trained once)")
+    tokenizer: str | None = option(
+        help="hub name or local path (default: a byte-level BPE of 8,192 tokens, trained once)"
+    )
     text_column: str = option("text", help="the column of .jsonl, .parquet and hub data that holds the text")
     no_packing: bool = option(False, help="one document a sample, truncated and padded, instead of packed documents")
-    eval_docs: int | None = option(help="first documents held out (default: 5,000 or 1 %%, whichever is fewer)", metavar="N")
+    eval_docs: int | None = option(
+        help="first documents held out (default: 5,000 or 1 %%, whichever is fewer)", metavar="N"
+    )
     eval_dataset: str | None = option(help="evaluate on this text instead of held-out documents")
-    cache_dir: str | None = option(help="where tokens are kept (default: lm_scale in the user's cache folder)", metavar="DIR")
+    cache_dir: str | None = option(
+        help="where tokens are kept (default: lm_scale in the user's cache folder)", metavar="DIR"
+    )
 
 
 @dataclass(kw_only=True)
@@ -108,9 +120,13 @@ class RunArguments:
     warmup_steps: float | None = option(help="steps of warm-up; below 1 a share of the run (default 0.05)", metavar="X")
     warmup_ratio: float | None = option(help="old name of a --warmup_steps below 1", metavar="X")
     eval_steps: int | None = option(help="evaluate every N steps too (always at the end)", metavar="N")
-    per_device_eval_batch_size: int | None = option(help="samples of one evaluation forward (default: as in training)", metavar="N")
+    per_device_eval_batch_size: int | None = option(
+        help="samples of one evaluation forward (default: as in training)", metavar="N"
+    )
     save_steps: int | None = option(help="write a checkpoint every N steps", metavar="N")
-    resume: str | None = option(help="go on from the newest checkpoint: of this RUN, or auto: of --run_name", metavar="auto|RUN")
+    resume: str | None = option(
+        help="go on from the newest checkpoint: of this RUN, or auto: of --run_name", metavar="auto|RUN"
+    )
     no_save: bool = option(False, help="do not write the trained weights at the end")
     output_dir: str = option("runs", help="folder of the run directories", metavar="DIR")
     run_name: str | None = option(help="name of the run directory (default: strategy, sizes, time)", metavar="NAME")
@@ -130,7 +146,9 @@ class CompareArguments(PretrainArguments):
     """Several runs under the same arguments."""
 
     ds_configs: list[str] = positional("the DeepSpeed JSONs to run, one after another")
-    world_size: int | None = option(help="ranks (default: all accelerators; on a CPU 2, or the cores if fewer)", metavar="N")
+    world_size: int | None = option(
+        help="ranks (default: all accelerators; on a CPU 2, or the cores if fewer)", metavar="N"
+    )
     baseline: str | None = option(help="the run that speedup refers to (default: the first)", metavar="NAME")
     cell_timeout: str = option("2h", help="end a run that takes longer", metavar="TIME")
 
@@ -239,14 +257,20 @@ def _parser(cls: type, command: str, summary: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it; the environment says it too
-    parser.add_argument("--arguments", metavar="FILE", help="YAML or JSON file of arguments; the command line wins over it")
+    parser.add_argument(
+        "--local_rank", type=int, help=argparse.SUPPRESS
+    )  # DeepSpeed's launcher passes it; the environment says it too
+    parser.add_argument(
+        "--arguments", metavar="FILE", help="YAML or JSON file of arguments; the command line wins over it"
+    )
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for owner in cls.__mro__:
         own = [fields[name] for name in owner.__dict__.get("__annotations__", {}) if name in fields]
         if own:
-            group = parser.add_argument_group(owner.__name__.removesuffix("Arguments").lower(), (owner.__doc__ or "").split("\n")[0])
+            group = parser.add_argument_group(
+                owner.__name__.removesuffix("Arguments").lower(), (owner.__doc__ or "").split("\n")[0]
+            )
             for field in own:
                 _add_option(group, field, hints[field.name])
     return parser

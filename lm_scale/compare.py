@@ -1,4 +1,4 @@
-"""`python -m lm_scale.compare X.json Y.json ...`: run each JSON under the same arguments, keep every outcome, report."""
+"""`python -m lm_scale.compare X.json Y.json ...`: run each under the same arguments, keep every outcome, report."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     kind = "cpu" if machine.device == "cpu" else "accelerator"
-    print(f"{len(names)} runs, {world_size} ranks each ({kind}), in {folder}", file=sys.stderr, flush=True)
+    progress = sys.stderr if sys.stderr.isatty() else sys.stdout  # without a terminal stderr is for errors alone
+    print(f"{len(names)} runs, {world_size} ranks each ({kind}), in {folder}", file=progress, flush=True)
     cells = [
         _cell(arguments, name, json, folder, world_size, machine)
         for name, json in zip(names, arguments.ds_configs, strict=True)
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         for number, one in enumerate(cells, 1):
             label = f"[{number}/{len(cells)}] {one.name}"
-            outcomes.append(cell.run(one, seconds(arguments.cell_timeout, "--cell_timeout"), sys.stderr, label))
+            outcomes.append(cell.run(one, seconds(arguments.cell_timeout, "--cell_timeout"), progress, label))
             if number == 1:
                 _stop_at_common_mistake(one, outcomes[0])
     except KeyboardInterrupt:
@@ -165,7 +166,7 @@ def _report(directories: Sequence[Path], folder: Path, baseline: str | None) -> 
     }
     for name, text in texts.items():
         (folder / name).write_text(text + "\n", encoding="utf-8")
-    print(file=sys.stderr)
+    print()
     tables.print_terminal(table)
     print(f"files: {', '.join(str(folder / name) for name in texts)}; the runs are beside them")
 

@@ -20,7 +20,7 @@ from lm_scale.arguments import (
     parse,
     run_command,
 )
-from lm_scale.costs.source import load_config
+from lm_scale.models.presets import check_seq_len, load_config
 from lm_scale.records import now
 
 if TYPE_CHECKING:
@@ -51,13 +51,15 @@ def main(argv: Sequence[str]) -> int:
     from lm_scale.strategy.machine import detect
     from lm_scale.strategy.resolve import resolve
     from lm_scale.training.capture import Capture
+    from lm_scale.training.limits import check
     from lm_scale.training.progress import Progress
 
+    check(arguments)
     machine = detect()
     process = prepare_environment(machine)
     source = load_config(arguments.model)
-    source.check_seq_len(arguments.seq_len)
-    strategy = resolve(arguments, arguments, source.hidden_size, process.world_size, machine)
+    check_seq_len(source, arguments.seq_len)
+    strategy = resolve(arguments, arguments, source.text_config.get("hidden_size"), process.world_size, machine)
     check_nvme(strategy)
     if process.rank == 0:
         check_output(arguments)
@@ -154,16 +156,15 @@ def _status(session: Session, step: int, measured: Measured, skipped: bool) -> s
 def evaluate(session: Session, step: int, elapsed_s: float, final: bool) -> None:
     """The loss on the held-out text, token-weighted: the same number at any world size."""
     begin = time.perf_counter()
-    loss_sum, labels = session.engine.eval_loss(iter(session.eval_batches))
-    loss = loss_sum / labels
-    covered = session.eval_batches.label_bytes
-    bits_per_byte = loss_sum / math.log(2) / covered if covered else None
+    sums = session.engine.eval_loss(session.eval_batches)
+    loss = sums.loss_sum / sums.labels
+    bits_per_byte = sums.loss_sum / math.log(2) / sums.label_bytes if sums.label_bytes else None
     eval_s = time.perf_counter() - begin
     session.record(
-        "eval", step=step, elapsed_s=elapsed_s, loss=loss, bits_per_byte=bits_per_byte, tokens=labels, eval_s=eval_s,
+        "eval", step=step, elapsed_s=elapsed_s, loss=loss, bits_per_byte=bits_per_byte, tokens=sums.labels, eval_s=eval_s,
         final=final,
     )  # fmt: skip
-    session.launch.progress.say(f"eval       loss {loss:.4f} at step {step} ({labels:,} tokens, {eval_s:.1f} s)")
+    session.launch.progress.say(f"eval       loss {loss:.4f} at step {step} ({sums.labels:,} tokens, {eval_s:.1f} s)")
 
 
 def save(session: Session, step: int, elapsed_s: float) -> None:
@@ -184,9 +185,14 @@ def finish(session: Session, trained: Trained) -> None:
         _write_weights(session, step)
     tokenizer = session.tokenizer()
     if arguments.sample_tokens > 0 and tokenizer is not None:
-        for prompt in arguments.sample_prompt or [session.data.opening(tokenizer)]:
+        for prompt in arguments.sample_prompt or [_opening(session, tokenizer)]:
             text = session.engine.generate(tokenizer, prompt, arguments.sample_tokens)
             session.record("sample", step=step, prompt=prompt, text=text, tokens=arguments.sample_tokens, final=True)
+
+
+def _opening(session: Session, tokenizer: Any) -> str:
+    """The first words of the held-out text: a prompt where none was given."""
+    return str(tokenizer.decode(session.data.eval.document(0)[:8].tolist(), skip_special_tokens=True))
 
 
 def _write_weights(session: Session, step: int) -> None:

@@ -189,7 +189,9 @@ def read(path: Path) -> Run:
     if not isinstance(header, dict) or "schema" not in header:
         raise RecordError(f"{path / 'run.json'}: no run header (it has no schema)")
     if header["schema"] > SCHEMA_VERSION:
-        raise RecordError(f"{path / 'run.json'}: schema {header['schema']} is newer than this version reads ({SCHEMA_VERSION})")
+        raise RecordError(
+            f"{path / 'run.json'}: schema {header['schema']} is newer than this version reads ({SCHEMA_VERSION})"
+        )
     run = Run(path, header)
     for record in _lines(path / "metrics.jsonl"):
         run.records.setdefault(record["kind"], []).append(record)

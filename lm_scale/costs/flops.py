@@ -15,15 +15,13 @@ def model_flops_per_token(shape: ModelShape, seq_len: int) -> float:
     return flops_per_token(shape.matmul_parameter_count, shape.attention_width, seq_len, shape.windows)
 
 
-def flops_per_token(
-    matmul_parameters: int, attention_width: int, seq_len: int, windows: Sequence[int | None]
-) -> float:
+def flops_per_token(matmul_parameters: int, attention_width: int, seq_len: int, windows: Sequence[int | None]) -> float:
     """FLOPs a token from the numbers that alone decide it; one entry of `windows` a layer, None for all of the past.
 
     Derivation. A token multiplied by a matrix of P entries costs P multiplications and P additions: 2P. The backward
-    pass does it twice more, for the gradient of the input and of the matrix: 6P in all. P counts the matrices that every
-    token passes, so the head, tied or not, and not the embedding, which is looked up; norms, biases and the softmax
-    are left out (well under 1 %).
+    pass does it twice more, for the gradient of the input and of the matrix: 6P in all. P counts the matrices that
+    every token passes, so the head, tied or not, and not the embedding, which is looked up; norms, biases and the
+    softmax are left out (well under 1 %).
 
     Attention multiplies, in each layer, the query with the keys of c positions and the scores with their values: 2 c w
     each, where w = heads x head_dim; forward 4 c w, with the backward pass 12 c w. The mask is causal: token t sees t

@@ -195,7 +195,7 @@ def _linear(name: str, outputs: int, inputs: int, bias: bool) -> list[Parameter]
 
 
 def _windows(config: Mapping[str, Any], family: str, layers: int) -> tuple[int | None, ...]:
-    """Each layer's sliding window, by the rules of the config classes (Mistral: all layers; Qwen: where switched on)."""
+    """Each layer's sliding window, by the config classes' rules (Mistral: all layers; Qwen: where switched on)."""
     if family == "mistral":
         return (config.get("sliding_window", 4096),) * layers
     if family not in ("qwen2", "qwen3") or not config.get("use_sliding_window"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -111,7 +112,7 @@ class Order:
     def __init__(self, n_samples: int, seed: int) -> None:
         self._n = n_samples
         self._seed = seed
-        self._permutations: dict[int, npt.NDArray[np.uint32 | np.int64]] = {}  # of the epochs in use: one or two
+        self._permutations: dict[int, npt.NDArray[Any]] = {}  # of the epochs in use: one or two
 
     def samples(self, first: int, count: int) -> Indices:
         """The samples at the places `first` to `first + count - 1`."""
@@ -126,8 +127,8 @@ class Order:
             chosen[here] = permutation[places[here] % self._n]
         return chosen
 
-    def _permutation(self, epoch: int) -> npt.NDArray[np.uint32 | np.int64]:
-        samples = np.arange(self._n, dtype=np.uint32 if self._n <= 2**32 else np.int64)
+    def _permutation(self, epoch: int) -> npt.NDArray[Any]:
+        samples: npt.NDArray[Any] = np.arange(self._n, dtype=np.uint32 if self._n <= 2**32 else np.int64)
         np.random.Generator(np.random.PCG64([self._seed, epoch])).shuffle(samples)
         return samples
 
@@ -149,7 +150,8 @@ class TrainBatches:
         data_parallel: int,
         data_rank: int,
     ) -> None:
-        assert global_batch == micro_batch * grad_accum * data_parallel and 0 <= data_rank < data_parallel
+        assert global_batch == micro_batch * grad_accum * data_parallel
+        assert 0 <= data_rank < data_parallel
         if len(samples) < global_batch:
             raise UserError(_too_few(samples, global_batch))
         self.samples = samples

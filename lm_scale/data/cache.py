@@ -63,8 +63,9 @@ def make_once(
         with _Bar(progress) as bar:
             _make_or_wait(_Lock(entry), make, is_complete, bar)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"{entry.parent}: tokens cannot be cached there: {reason}; free space or give --cache_dir") from error
+        raise UserError(
+            f"{entry.parent}: tokens cannot be cached there: {error.strerror or error}; free space or give --cache_dir"
+        ) from error
 
 
 def _make_or_wait(
@@ -87,9 +88,7 @@ def _make_or_wait(
         time.sleep(_POLL_S)
 
 
-def _make(
-    lock: _Lock, make: Callable[[Path, Status], None], is_complete: Callable[[Path], bool], bar: _Bar
-) -> None:
+def _make(lock: _Lock, make: Callable[[Path, Status], None], is_complete: Callable[[Path], bool], bar: _Bar) -> None:
     entry, status = lock.entry, Status()
     folder = lock.sibling("making", lock.token)
     failure: str | None = None

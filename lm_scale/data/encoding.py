@@ -1,4 +1,4 @@
-"""Documents to the files of one split, in constant memory: batches are encoded in a thread while the last is written."""
+"""Documents to the files of one split, in constant memory: a batch is encoded while the one before it is written."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import numpy.typing as npt
 from lm_scale.arguments import UserError
 from lm_scale.data.cache import Status
 from lm_scale.data.corpus import Corpus
-from lm_scale.data.pretokenized import PretokenizedCorpus
+from lm_scale.data.pretokenized import PretokenizedCorpus, Row
 from lm_scale.data.tokenizer import Encoder
+
+Source = Corpus | PretokenizedCorpus
 
 _BATCH_CHARACTERS = 2 * 2**20
 
@@ -30,7 +32,7 @@ class Encoded(NamedTuple):
     text_bytes: int
 
 
-def following(source: Corpus | PretokenizedCorpus, first: int | None, last: int | None, status: Status) -> Iterator[Any]:
+def following(source: Source, first: int | None, last: int | None, status: Status) -> Iterator[Any]:
     """Documents `first` to `last` of the source, reporting how far it is read."""
     for document in itertools.islice(source.documents(), first, last):
         status.share = source.read_share
@@ -38,7 +40,7 @@ def following(source: Corpus | PretokenizedCorpus, first: int | None, last: int 
 
 
 def encoded(
-    source: Corpus | PretokenizedCorpus,
+    source: Source,
     first: int | None,
     last: int | None,
     encoder: Encoder | None,
@@ -53,7 +55,9 @@ def encoded(
     return _encode(documents, encoder, with_bytes and encoder.has_offsets)
 
 
-def write(folder: Path, split: str, documents: Iterable[Encoded], dtype: str, vocab_size: int) -> dict[str, int | None]:
+def write_split(
+    folder: Path, split: str, documents: Iterable[Encoded], dtype: str, vocab_size: int
+) -> dict[str, int | None]:
     """Write the files of one split; returns docs, tokens and text_bytes.
 
     Raises:
@@ -94,7 +98,7 @@ def write(folder: Path, split: str, documents: Iterable[Encoded], dtype: str, vo
     return {"docs": docs, "tokens": end, "text_bytes": text_bytes if from_text else None}
 
 
-def _with_end(rows: Iterable[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]], encoder: Encoder | None) -> Iterator[Encoded]:
+def _with_end(rows: Iterable[Row], encoder: Encoder | None) -> Iterator[Encoded]:
     for ids, labelled in rows:
         if encoder is not None and ids[-1] != encoder.eos_id:
             ids, labelled = np.append(ids, encoder.eos_id), np.append(labelled, np.uint8(1))

@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from lm_scale.arguments import UserError
-from lm_scale.data.corpus import Corpus, missing_column
+from lm_scale.data.corpus import Corpus
+from lm_scale.data.formats import missing_column
 
 
 class HubCorpus(Corpus):
@@ -48,7 +49,9 @@ class HubCorpus(Corpus):
         for batch in self.table.select_columns([self.text_column]).iter(batch_size=1024):
             for text in batch[self.text_column]:
                 if text is not None and not isinstance(text, str):
-                    raise UserError(f"--dataset {self.name}: column {self.text_column} holds no text; give --text_column")
+                    raise UserError(
+                        f"--dataset {self.name}: column {self.text_column} holds no text; give --text_column"
+                    )
                 yield text or ""
             done += len(batch[self.text_column])
             self.read_share = done / rows

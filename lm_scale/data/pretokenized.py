@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lm_scale.arguments import UserError
-from lm_scale.data.corpus import file_fingerprint, find_files, open_parquet, parquet_rows
+from lm_scale.data.corpus import file_fingerprint, find_files
+from lm_scale.data.formats import open_parquet, parquet_rows
 
 IGNORED_LABEL = -100
 
@@ -105,8 +106,8 @@ def _documents(columns: dict[str, Any], file: str, first_row: int) -> Iterator[R
             if wrong.any():
                 at = int(np.argmax(wrong))
                 raise UserError(
-                    f"{file}: row {first_row + int(row_of[at])}: label {values[at]} of token {ids[at]} is neither the token "
-                    f"itself nor {IGNORED_LABEL}; leave the labels out, or unshifted as transformers takes them"
+                    f"{file}: row {first_row + int(row_of[at])}: label {values[at]} of token {ids[at]} is neither "
+                    f"the token itself nor {IGNORED_LABEL}; give labels unshifted, as transformers takes them, or none"
                 )
     if (keep & (ids < 0)).any():
         at = int(np.argmax(keep & (ids < 0)))
@@ -127,6 +128,7 @@ def _flat(column: Any, where: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[n
         lengths, values = compute.list_value_length(column), column.flatten()
         if lengths.null_count or values.null_count:
             raise UserError(f"{where}: holds nulls")
-        return values.to_numpy(zero_copy_only=False).astype(np.int64, casting="safe"), lengths.to_numpy().astype(np.int64)
+        numbers = values.to_numpy(zero_copy_only=False).astype(np.int64, casting="safe")
+        return numbers, lengths.to_numpy().astype(np.int64)
     except (pyarrow.ArrowException, AttributeError, TypeError):
         raise UserError(f"{where}: holds {column.type}, not lists of integers") from None

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lm_scale.arguments import UserError
-from lm_scale.data.corpus import END_OF_TEXT
+from lm_scale.data.formats import END_OF_TEXT
 
 TRAINED_VOCABULARY = 8192
 TRAINED_NAME = f"byte-level BPE of {TRAINED_VOCABULARY:,} tokens"
@@ -95,7 +95,7 @@ class Encoder:
 
 
 def train_encoder(documents: Iterable[str]) -> Encoder:
-    """A byte-level BPE of at most 8,192 tokens, trained on the first 128 Mi characters; the same text gives the same one."""
+    """A byte-level BPE of at most 8,192 tokens, trained on the first 128 Mi characters alone."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     backend = Tokenizer(models.BPE())
@@ -108,7 +108,7 @@ def train_encoder(documents: Iterable[str]) -> Encoder:
         special_tokens=[END_OF_TEXT],
     )
     backend.train_from_iterator(_first_characters(documents, _TRAINING_CHARACTERS), trainer)
-    return Encoder(TRAINED_NAME, backend.token_to_id(END_OF_TEXT), backend.get_vocab_size(), backend)
+    return Encoder(TRAINED_NAME, backend.get_vocab()[END_OF_TEXT], backend.get_vocab_size(), backend)
 
 
 def load_encoder(name: str) -> Encoder:
@@ -156,7 +156,7 @@ def _load(path: Path, name: str) -> Any:
 
         backend = Tokenizer.from_file(str(file))
         end = next((token for token in _END_TOKENS if backend.token_to_id(token) is not None), None)
-        return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end)
+        return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=end)  # type: ignore[no-untyped-call]
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(path) if path.exists() else name)

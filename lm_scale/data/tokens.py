@@ -14,7 +14,6 @@ for the splits `train` and `eval`. A document ends with the end-of-text token, w
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -27,17 +26,15 @@ import numpy as np
 import numpy.typing as npt
 
 from lm_scale.arguments import DataArguments, UserError
-from lm_scale.data import encoding
 from lm_scale.data.cache import Status, make_once
 from lm_scale.data.corpus import Corpus, open_corpus
+from lm_scale.data.encoding import Source, encoded, following, write_split
 from lm_scale.data.pretokenized import PretokenizedCorpus, open_pretokenized
-from lm_scale.data.tokenizer import TRAINED_FINGERPRINT, TRAINED_NAME, Encoder, load_encoder, train_encoder
+from lm_scale.data.tokenizer import TRAINED_FINGERPRINT, Encoder, load_encoder, train_encoder
 
 FORMAT = 1
 EVAL_DOCS = 5000
 EVAL_ONE_IN = 100
-
-Source = Corpus | PretokenizedCorpus
 
 
 @dataclass(frozen=True)
@@ -142,11 +139,16 @@ class _Maker:
         encoder = self.encoder
         if encoder is None and isinstance(self.train, Corpus):
             status.doing = "training the tokenizer"
-            encoder = train_encoder(encoding.following(self.train, first_train, None, status))
+            encoder = train_encoder(following(self.train, first_train, None, status))
         if encoder is not None:
             encoder.save(folder / "tokenizer")
-        vocab_size = encoder.vocab_size if encoder else 1 + max(
-            source.largest_id() for source in (self.train, self.held_out) if isinstance(source, PretokenizedCorpus)
+        vocab_size = (
+            encoder.vocab_size
+            if encoder
+            else 1
+            + max(
+                source.largest_id() for source in (self.train, self.held_out) if isinstance(source, PretokenizedCorpus)
+            )
         )
         dtype = "uint16" if vocab_size <= 2**16 else "uint32"
         counts: dict[str, Any] = {}
@@ -155,8 +157,10 @@ class _Maker:
             ("train", self.train, first_train, None),
         ):
             status.doing, status.share = f"tokenizing ({split})", 0.0
-            documents = encoding.encoded(source, first, last, encoder, split == "eval", status)
-            counts |= {f"{split}_{key}": value for key, value in encoding.write(folder, split, documents, dtype, vocab_size).items()}
+            documents = encoded(source, first, last, encoder, split == "eval", status)
+            written = write_split(folder, split, documents, dtype, vocab_size)
+            counts |= {f"{split}_{what}": number for what, number in written.items()}
+            status.share = 1.0
             if counts[f"{split}_tokens"] < 2:
                 raise UserError(f"--dataset {source.name}: too little text in the {split} split for one label")
         meta = {
@@ -186,7 +190,7 @@ class _Maker:
         taken = wanted or max(1, min(EVAL_DOCS, documents // EVAL_ONE_IN))
         if taken >= documents:
             raise UserError(
-                f"{name}: too few documents: {documents}, of which {taken} held out for evaluation leave none to train on; "
+                f"{name}: too few documents: {documents}; holding out {taken} for evaluation leaves none to train on; "
                 "give more text, a smaller --eval_docs, or --eval_dataset"
             )
         return taken
@@ -212,5 +216,10 @@ def _map(entry: Path, split: str, name: str, meta: dict[str, Any]) -> Tokens:
         return np.memmap(file, dtype=dtype, mode="r") if file.name in meta["files"] else None
 
     return Tokens(
-        name, array("ids", meta["dtype"]), array("offsets", "int64"), array("labelled", "uint8"), array("bytes", "uint32"), meta["eos_id"]
+        name=name,
+        ids=array("ids", meta["dtype"]),
+        offsets=array("offsets", "int64"),
+        labelled=array("labelled", "uint8"),
+        bytes=array("bytes", "uint32"),
+        eos_id=meta["eos_id"],
     )

@@ -7,7 +7,7 @@ gradient norm is known at every stage; a parameter can be drawn, read and saved 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,17 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from lm_scale.data.batches import Batch, StepBatches
-from lm_scale.engines.interface import StepResult
+from lm_scale.data.batches import Batch, EvalBatch, StepBatches
+from lm_scale.engines.interface import EvalSums, StepResult
 from lm_scale.strategy.load import get
 from lm_scale.strategy.resolve import Strategy
 from lm_scale.training.meter import PhaseClock
 from lm_scale.training.sampling import continue_text
 
 Context = AbstractContextManager[Any]
-ModelBuilder = Callable[[Callable[[], Context] | None, Callable[[list[torch.nn.Parameter]], Context] | None], torch.nn.Module]
+ModelBuilder = Callable[
+    [Callable[[], Context] | None, Callable[[list[torch.nn.Parameter]], Context] | None], torch.nn.Module
+]
 
 
 class DeepSpeedEngine:
@@ -34,6 +36,7 @@ class DeepSpeedEngine:
         self._strategy = strategy
         partitioned = strategy.zero_stage == 3
         loss_module = build_model(self._partition if partitioned else None, gather if partitioned else None)
+        self.loss_module: Any = loss_module
         self.model: Any = loss_module.model
         decay = get(strategy.document, "optimizer.params.weight_decay")
         self.param_groups = parameter_groups(loss_module, decay)
@@ -55,11 +58,11 @@ class DeepSpeedEngine:
                 group["lr"] = lr
         self._lr = float(self._optimizer.param_groups[0]["lr"])
         # DeepSpeed divides by the accumulation and averages over the ranks; the labels of the whole batch are the mean's.
-        scale = engine.gradient_accumulation_steps() * engine.dp_world_size / batches.label_count
+        scale = engine.gradient_accumulation_steps() * engine.dp_world_size / max(batches.label_count, 1)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         grad_norm = None
         clock = PhaseClock(self.device)
-        for batch in batches:
+        for batch in batches.micro_batches:
             input_ids, labels = self._to_device(batch)
             clock.lap("data")
             loss = engine(input_ids, labels)
@@ -75,23 +78,30 @@ class DeepSpeedEngine:
             clock.lap("optimizer")
         if grad_norm is None:
             grad_norm = engine.get_global_grad_norm()
-        return StepResult(loss_sum, None if grad_norm is None else float(grad_norm), not engine.was_step_applied(), clock)
+        return StepResult(
+            loss_sum, None if grad_norm is None else float(grad_norm), not engine.was_step_applied(), clock
+        )
+
+    def decay_counts(self) -> dict[str, int]:
+        """How many parameters weight decay reaches, and how many it leaves out."""
+        counts = [sum(getattr(p, "ds_numel", p.numel()) for p in group["params"]) for group in self.param_groups]
+        return {"decayed_params": counts[0], "undecayed_params": sum(counts[1:])}
 
     def lr(self) -> float:
         return self._lr
 
-    def eval_loss(self, batches: Iterator[Batch]) -> tuple[float, int]:
+    def eval_loss(self, batches: Iterable[EvalBatch]) -> EvalSums:
         self._engine.eval()
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        total = torch.zeros(3, dtype=torch.float64, device=self.device)
         with torch.no_grad():
             for batch in batches:
-                input_ids, labels = self._to_device(batch)
-                total[0] += self._engine(input_ids, labels)
-                total[1] += (labels != -100).sum()
+                total[0] += self._engine(*self._to_device(batch))
+                total[1] += batch.label_count
+                total[2] += math.nan if batch.label_bytes is None else batch.label_bytes
         if dist.get_world_size() > 1:
             dist.all_reduce(total)
-        self._engine.train()
-        return float(total[0]), int(total[1])
+        loss_sum, labels, covered = total.tolist()
+        return EvalSums(loss_sum, int(labels), None if math.isnan(covered) else int(covered))
 
     def generate(self, tokenizer: Any, prompt: str, tokens: int) -> str:
         return continue_text(self.model, tokenizer, prompt, tokens, fixed_length=True)
@@ -179,7 +189,10 @@ def parameter_groups(module: torch.nn.Module, weight_decay: float | None) -> lis
     matrices: dict[str, Any] = {"params": [p for p, shape in zip(parameters, shapes, strict=True) if len(shape) > 1]}
     if weight_decay is not None:
         matrices["weight_decay"] = weight_decay
-    vectors = {"params": [p for p, shape in zip(parameters, shapes, strict=True) if len(shape) <= 1], "weight_decay": 0.0}
+    vectors = {
+        "params": [p for p, shape in zip(parameters, shapes, strict=True) if len(shape) <= 1],
+        "weight_decay": 0.0,
+    }
     return [group for group in (matrices, vectors) if group["params"]]
 
 
@@ -191,5 +204,3 @@ def _bytes(tensors: list[Any]) -> int:
 
 def _storage(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-

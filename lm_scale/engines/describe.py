@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +15,8 @@ from lm_scale.data.batches import TrainBatches
 from lm_scale.data.tokens import TokenFiles
 from lm_scale.engines.deepspeed import DeepSpeedEngine
 from lm_scale.engines.launch import Launch
-from lm_scale.models.build import Built
+from lm_scale.costs.shapes import model_shape
+from lm_scale.models.loss import CausalLMLoss
 from lm_scale.records import Header, now, process_identity
 from lm_scale.training.header import git_state, hardware, untested, versions
 from lm_scale.training.limits import Limits
@@ -23,21 +24,39 @@ from lm_scale.training.probe import matrix_product_flops_per_s
 from lm_scale.training.progress import human_bytes
 from lm_scale.training.weights import final_bytes
 
+@dataclass(frozen=True)
+class LossModule:
+    """The module that an engine trains, why its loss is computed as it is, and what else the user should know of it."""
+
+    module: CausalLMLoss
+    reason: str
+    notes: list[str]
+
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def make_header(
-    launch: Launch, data: TokenFiles, batches: TrainBatches, limits: Limits, engine: DeepSpeedEngine, built: Built
+    launch: Launch, data: TokenFiles, batches: TrainBatches, limits: Limits, engine: DeepSpeedEngine, made: LossModule
 ) -> Header:
     arguments, process, strategy = launch.arguments, launch.process, launch.strategy
-    batch, module = strategy.batch, engine.loss_module
+    batch, model = strategy.batch, engine.model
+    config = model.config.to_dict()
+    shape = model_shape(config)
     device_name = "cpu" if engine.device.type == "cpu" else torch.cuda.get_device_name(engine.device)
-    peak = matrix_product_flops_per_s(DTYPES[strategy.precision]) if device_name == "cpu" else (
-        peak_flops_per_s(device_name, strategy.precision)
+    peak = (
+        matrix_product_flops_per_s(DTYPES[strategy.precision])
+        if device_name == "cpu"
+        else (peak_flops_per_s(device_name, strategy.precision))
     )
     found = versions()
-    warnings = [*strategy.warnings, *built.notes, *([line] if (line := untested(found)) else []), *_host_warnings(launch)]
-    flops = model_flops_per_token(built.config, arguments.seq_len)
+    warnings = [
+        *strategy.warnings,
+        *made.notes,
+        *([line] if (line := untested(found)) else []),
+        *_host_warnings(launch),
+    ]
+    flops = model_flops_per_token(shape, arguments.seq_len) if shape else None
     return {
         "status": "running",
         "last_error": None,
@@ -75,27 +94,27 @@ def make_header(
             "master_weights": strategy.master_weights,
             "activation_checkpointing": strategy.activation_checkpointing,
             "torch_compile": arguments.torch_compile,
-            "attn_implementation": built.attn_implementation,
-            "loss": module.mode,
-            "loss_reason": module.reason,
+            "attn_implementation": model.config._attn_implementation,
+            "loss": made.module.mode,
+            "loss_reason": made.reason,
         },
         "model": {
             "name": launch.source.name,
-            "params": built.params,
-            "vocab_size": data.vocab_size,
-            "tied_embeddings": built.tied_embeddings,
-            "config": built.config,
+            "params": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()),
+            "vocab_size": model.get_input_embeddings().num_embeddings,
+            "tied_embeddings": model.get_input_embeddings().weight is model.get_output_embeddings().weight,
+            "config": config,
             "flops_per_token": flops,
         },
         "data": {
             "dataset": arguments.dataset,
             "tokenizer": arguments.tokenizer or ("trained" if data.tokenizer_path else None),
             "fingerprint": data.fingerprint,
-            "train_docs": data.train.documents,
-            "train_tokens": data.train.count,
+            "train_docs": data.train.docs,
+            "train_tokens": len(data.train.ids),
             "train_samples": batches.samples_in_epoch,
-            "eval_docs": data.eval.documents,
-            "eval_tokens": data.eval.count,
+            "eval_docs": data.eval.docs,
+            "eval_tokens": len(data.eval.ids),
         },
         "optimizer": {
             "type": strategy.document["optimizer"]["type"],

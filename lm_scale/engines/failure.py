@@ -22,7 +22,9 @@ def record_failure(session: Session, error: BaseException) -> int:
         return EXIT_INTERRUPTED
     reason = f"{type(error).__name__}: {error}".strip().splitlines()[0].rstrip(": ")
     is_cause = read(session.run_dir).first_error() is None
-    status = "oom" if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY) else "crashed"
+    status = (
+        "oom" if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY) else "crashed"
+    )
     session.writer.append("event", event="error", rank=session.launch.process.rank, message=reason, status=status)
     cause = read(session.run_dir).first_error()
     assert cause is not None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from lm_scale.data.batches import StepBatches
+from lm_scale.data.batches import EvalBatch, StepBatches
 from lm_scale.training.meter import PhaseClock
 
 
@@ -27,6 +27,15 @@ class StepResult:
     clock: PhaseClock
 
 
+@dataclass(frozen=True)
+class EvalSums:
+    """Evaluation over all ranks: summed loss in nats, labels, and the UTF-8 bytes they cover where that is known."""
+
+    loss_sum: float
+    labels: int
+    label_bytes: int | None
+
+
 class Engine(Protocol):
     """A model under one strategy. Every method is collective: all ranks call it, in the same order."""
 
@@ -42,8 +51,8 @@ class Engine(Protocol):
         """The rate of the last step."""
         ...
 
-    def eval_loss(self, batches: Iterator[Any]) -> tuple[float, int]:
-        """(summed loss in nats, labels) over all ranks."""
+    def eval_loss(self, batches: Iterable[EvalBatch]) -> EvalSums:
+        """The loss on batches of which every rank has as many."""
         ...
 
     def generate(self, tokenizer: Any, prompt: str, tokens: int) -> str:

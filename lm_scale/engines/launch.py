@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from lm_scale.arguments import PretrainArguments, UserError
-from lm_scale.costs.source import ModelSource
 from lm_scale.engines.process import Process, broadcast_object, gather_objects
+from lm_scale.models.presets import ModelSource
 from lm_scale.strategy.machine import Machine
 from lm_scale.strategy.resolve import Strategy
 from lm_scale.training.capture import Capture

@@ -39,14 +39,20 @@ def prepare_environment(machine: Machine) -> Process:
     """
     env = os.environ
     if "RANK" not in env and "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
-        env |= {"RANK": env["SLURM_PROCID"], "WORLD_SIZE": env["SLURM_NTASKS"], "LOCAL_RANK": env.get("SLURM_LOCALID", "0")}
+        env |= {
+            "RANK": env["SLURM_PROCID"],
+            "WORLD_SIZE": env["SLURM_NTASKS"],
+            "LOCAL_RANK": env.get("SLURM_LOCALID", "0"),
+        }
         env.setdefault("LOCAL_WORLD_SIZE", env.get("SLURM_NTASKS_PER_NODE", "1").split("(")[0])
     if "RANK" not in env:
         env |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     missing = [name for name in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in env]
     if missing:
-        raise UserError(f"environment: RANK is set but {', '.join(missing)} is not; start through deepspeed, torchrun or srun")
+        raise UserError(
+            f"environment: RANK is set but {', '.join(missing)} is not; start through deepspeed, torchrun or srun"
+        )
     world_size = int(env["WORLD_SIZE"])
     local = int(env.get("LOCAL_SIZE") or env.get("LOCAL_WORLD_SIZE") or world_size)
     env["LOCAL_SIZE"] = str(local)  # DeepSpeed's CPU accelerator counts its devices by it; torchrun does not set it

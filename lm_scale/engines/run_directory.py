@@ -108,7 +108,9 @@ def _check_same(run_dir: Path, header: Header, strategy: Strategy) -> None:
         ("batch", "packing"), ("model", "params"), ("data", "fingerprint"),
     ):  # fmt: skip
         if before[block][key] != header[block][key]:
-            raise UserError(f"{run_dir}: {key} was {before[block][key]} and is {header[block][key]} now; resume with the same")
+            raise UserError(
+                f"{run_dir}: {key} was {before[block][key]} and is {header[block][key]} now; resume with the same"
+            )
     if before["seed"] != header["seed"]:
         raise UserError(f"{run_dir}: seed was {before['seed']} and is {header['seed']} now; resume with the same")
     executed = json.loads((run_dir / "ds_config.json").read_text())

@@ -11,14 +11,14 @@ import torch
 from lm_scale.data.batches import EvalBatches, Samples, TrainBatches
 from lm_scale.data.tokens import TokenFiles
 from lm_scale.engines.deepspeed import DeepSpeedEngine
-from lm_scale.engines.describe import make_header, summary
+from lm_scale.engines.describe import DTYPES, LossModule, make_header, summary
 from lm_scale.engines.launch import Launch, on_host
 from lm_scale.engines.operators import build as build_operators
 from lm_scale.engines.operators import needed
 from lm_scale.engines.process import join_group
 from lm_scale.engines.run_directory import open_run, reopen
-from lm_scale.models.build import Built, build
-from lm_scale.models.loss import CausalLMLoss
+from lm_scale.models.build import build
+from lm_scale.models.loss import CausalLMLoss, choose_loss
 from lm_scale.records import Writer, now
 from lm_scale.strategy.resolve import fill_schedule
 from lm_scale.training import checkpoint
@@ -94,9 +94,9 @@ def start(launch: Launch, data: TokenFiles) -> Session:
     batches, eval_batches = _batches(launch, data)
     limits = Limits.of(arguments, batches.samples_in_epoch / strategy.batch.global_batch)
     fill_schedule(strategy, limits.planned_steps, limits.warmup_steps)
-    built: list[Built] = []
-    engine = DeepSpeedEngine(strategy, lambda partition, gather: _loss_module(launch, data, built, partition, gather))
-    header = make_header(launch, data, batches, limits, engine, built[0])
+    made: list[LossModule] = []
+    engine = DeepSpeedEngine(strategy, lambda partition, gather: _loss_module(launch, data, made, partition, gather))
+    header = make_header(launch, data, batches, limits, engine, made[0])
     run_dir, writer = open_run(launch, header)
     session = Session(launch, engine, data, batches, eval_batches, limits, Meter(engine.device), run_dir, writer)
     for line in summary(session.run_dir, header, engine, save=not arguments.no_save):
@@ -122,7 +122,7 @@ def _batches(launch: Launch, data: TokenFiles) -> tuple[TrainBatches, EvalBatche
         data_rank=rank,
     )
     held_out = EvalBatches(
-        Samples(data.eval, packing=packing, seq_len=arguments.seq_len, keep_last=True),
+        Samples(data.eval, packing=packing, seq_len=arguments.seq_len, keep_partial=True),
         micro_batch=arguments.per_device_eval_batch_size or batch.micro_batch,
         data_parallel=batch.data_parallel,
         data_rank=rank,
@@ -130,23 +130,25 @@ def _batches(launch: Launch, data: TokenFiles) -> tuple[TrainBatches, EvalBatche
     return train, held_out
 
 
-def _loss_module(launch: Launch, data: TokenFiles, built: list[Built], partition: Any, gather: Any) -> CausalLMLoss:
+def _loss_module(launch: Launch, data: TokenFiles, made: list[LossModule], partition: Any, gather: Any) -> CausalLMLoss:
     arguments = launch.arguments
-    made = build(
+    model, notes = build(
         launch.source,
-        vocab_size=data.vocab_size,
+        vocab_size=data.meta["vocab_size"],
         seq_len=arguments.seq_len,
         attn_implementation=arguments.attn_implementation,
         seed=arguments.seed,
+        dtype=DTYPES[launch.strategy.precision] if partition else torch.float32,
         partition=partition,
         gather=gather,
     )
-    built.append(made)
     if launch.strategy.activation_checkpointing:
-        made.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    module = CausalLMLoss(made.model, arguments.loss)
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    choice = choose_loss(model, arguments.loss, "cpu" if launch.machine.device == "cpu" else "cuda")
+    module = CausalLMLoss(model, choice.mode)
     if arguments.torch_compile:
-        module.compile_base()
+        module.compile()
+    made.append(LossModule(module, choice.reason, notes))
     return module
 
 

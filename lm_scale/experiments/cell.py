@@ -1,7 +1,7 @@
 """One cell of a comparison: a run started from outside, watched, ended when it must be, and its outcome kept.
 
 The run's own record says how it ended; the launcher's exit status does not (`deepspeed` ends with 0 when a signal
-killed its helper). What the record cannot say any more is written here: that the run hung, that it died, that it never began.
+killed its helper). What the record cannot say any more is written here: that the run hung, died, or never began.
 """
 
 from __future__ import annotations
@@ -153,9 +153,9 @@ def _settle(
 
 
 def _last_error(recorded: records.Run, said: str, exit_status: int, log: Path) -> str:
-    """Why a run died that could not say so itself: its error events, or what the launcher saw."""
-    events = [str(event.get("message")) for event in recorded.of("event") if event.get("event") == "error"]
-    return events[-1] if events else _last_words(said, exit_status, log)
+    """Why a run died that could not say so itself: its first error event, or what the launcher saw."""
+    event = recorded.first_error()
+    return str(event.get("message")) if event else _last_words(said, exit_status, log)
 
 
 def _last_words(said: str, exit_status: int, log: Path) -> str:

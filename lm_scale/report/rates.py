@@ -85,19 +85,6 @@ def not_finite(steps: Sequence[Step]) -> Step | None:
     return next((s for s in steps if not s.skipped and s.loss is not None and not math.isfinite(s.loss)), None)
 
 
-def without_redone(steps: Sequence[Step]) -> list[Step]:
-    """The steps that count: where a resumed run repeats a step number, what stood from there on was done again."""
-    kept: list[Step] = []
-    done: set[int] = set()
-    for step in steps:
-        if not step.skipped:
-            while step.step in done or (kept and kept[-1].step > step.step):
-                done.discard(kept.pop().step)
-            done.add(step.step)
-        kept.append(step)
-    return kept
-
-
 def total(values: Sequence[Number | None]) -> Number | None:
     """The sum, or None where one of them is not known."""
     known = [value for value in values if value is not None]

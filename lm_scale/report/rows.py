@@ -130,7 +130,7 @@ MEANINGS = {
     "device_shared": "another process used the device during the run",
     "too_few_steps": "at most 2 steps after warm-up: no rates",
     "loss_not_finite": "the training loss became infinite or not a number",
-    "resumed": "goes on from a checkpoint: time and tokens are of this part alone",
+    "resumed": "stopped and resumed: the steps after that are a second warm-up, and in the rates",
 }
 """What each flag code says of the row that has it. Codes are stable."""
 

@@ -84,7 +84,7 @@ def print_terminal(report: Report, keys: Sequence[str] | None = None) -> None:
     """The compact table and its legend, or the table of `keys`, on stdout.
 
     A pipe gets the full width and no colour. In a terminal too narrow for all columns the spare ones are left out,
-    which is said.
+    which is said; a table that still does not fit is wrapped by the terminal, its numbers whole.
     """
     console = Console(highlight=False) if sys.stdout.isatty() else Console(width=10_000, highlight=False)
     columns = _columns(report, keys)
@@ -94,8 +94,10 @@ def print_terminal(report: Report, keys: Sequence[str] | None = None) -> None:
         if spare is None:
             break
         columns.remove(spare)
-        hidden.append(spare.title.replace("\n", " "))
-    console.print(_table(report, columns))
+        hidden.append(spare.title.replace("\n", " ").strip())
+    table = _table(report, columns)
+    console.width = max(console.width, _width(console, table))
+    console.print(table)
     notes = [] if keys else _notes(report)
     if hidden:
         notes.append(f"left out at this width: {', '.join(hidden)} (a pipe or --format md shows all)")
@@ -137,8 +139,8 @@ def _columns(report: Report, keys: Sequence[str] | None) -> list[Column]:
         Column("\nIQR", lambda row: _number(row.step_s_iqr, 1000), spare=True),
         Column(memory_title, lambda row: _number(getattr(row, memory_key), 1 / 1024**unit)),
         Column("r", lambda row: _fixed(row.speedup, 2)),
-        Column("eff", lambda row: _fixed(row.efficiency, 2)),
-        Column("train\nloss", lambda row: _fixed(row.train_loss, 4)),
+        Column("eff", lambda row: _fixed(row.efficiency, 2), spare=True),
+        Column("train\nloss", lambda row: _fixed(row.train_loss, 4), spare=True),
         Column("eval\nloss", lambda row: _fixed(row.eval_loss, 4)),
         Column("status", lambda row: _clean(row.status), left=True),
         Column("flags", lambda row: ",".join(dict.fromkeys(marks[f["code"]] for f in row.flags)), left=True),
@@ -176,8 +178,9 @@ def _memory(rows: Sequence[Row]) -> tuple[str, str, int]:
     key, title = "peak_host_bytes", "host"
     if any(row.peak_device_bytes is not None for row in rows):
         key, title = "peak_device_bytes", "device"
-    unit = _unit(max((getattr(row, key) or 0 for row in rows), default=0))
-    return key, f"{title}\n{UNITS[unit]}", unit
+    known = [size for row in rows if (size := getattr(row, key)) is not None]
+    unit = _unit(max(known)) if known else 0
+    return key, f"{title}\n{UNITS[unit] if known else 'memory'}", unit
 
 
 def _unit(size: float) -> int:

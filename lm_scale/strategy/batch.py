@@ -37,7 +37,9 @@ def solve(micro: int | None, accum: int | None, total: int | None, data_parallel
     if total is None:
         return Batch(micro or DEFAULT_MICRO_BATCH, accum or 1, data_parallel)
     if total % data_parallel:
-        raise UserError(f"global batch {total} does not divide over {data_parallel} ranks; {_nearby(total, data_parallel)}")
+        raise UserError(
+            f"global batch {total} does not divide over {data_parallel} ranks; {_nearby(total, data_parallel)}"
+        )
     share = total // data_parallel
     if micro is None and accum is None:
         micro = max(size for size in range(1, DEFAULT_MICRO_BATCH + 1) if share % size == 0)
@@ -57,7 +59,7 @@ def solve(micro: int | None, accum: int | None, total: int | None, data_parallel
     if accum is not None and micro * accum != share:
         raise UserError(
             f"global batch {total} is not micro-batch {micro} x accumulation {accum} x {data_parallel} ranks "
-            f"= {micro * accum * data_parallel}; change one of them or leave it at \"auto\""
+            f'= {micro * accum * data_parallel}; change one of them or leave it at "auto"'
         )
     return Batch(micro, share // micro, data_parallel)
 

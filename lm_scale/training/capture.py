@@ -41,7 +41,10 @@ class Capture:
         interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
         with open(log, "ab") as file:
             self._prefixer = subprocess.Popen(
-                ["sed", "-u", f"s/^/[rank {self._rank}] /"], stdin=subprocess.PIPE, stdout=file, stderr=subprocess.DEVNULL
+                ["sed", "-u", f"s/^/[rank {self._rank}] /"],
+                stdin=subprocess.PIPE,
+                stdout=file,
+                stderr=subprocess.DEVNULL,
             )
         signal.signal(signal.SIGTERM, ignored)
         signal.signal(signal.SIGINT, interrupt)
@@ -54,7 +57,9 @@ class Capture:
         pipe.close()
         self._early.close()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._flush()
         for target, saved in zip((1, 2), self._saved, strict=True):
             os.dup2(saved, target)

@@ -68,7 +68,9 @@ def newest(folder: Path) -> Path:
         if not _damaged(path):
             return path
     if candidates:
-        raise UserError(f"{folder}: no checkpoint passes its own manifest ({len(candidates)} damaged); start without --resume")
+        raise UserError(
+            f"{folder}: no checkpoint passes its own manifest ({len(candidates)} damaged); start without --resume"
+        )
     raise UserError(f"{folder}: no checkpoint to go on from; was the run started with --save_steps?")
 
 
@@ -102,7 +104,9 @@ def _random_state() -> dict[str, torch.Tensor]:
 
 
 def _files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST
+    )
 
 
 def _own_share(files: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from dataclasses import dataclass
 from types import FrameType
 
@@ -30,12 +31,12 @@ class Limits:
         """
         budget = seconds(arguments.budget, "--budget") if arguments.budget else None
         planned = arguments.max_steps
-        if planned is not None and planned < 1:
-            raise UserError(f"--max_steps {planned}: must be at least 1")
         if planned is None and budget is None:
             planned = int(arguments.num_train_epochs * steps_per_epoch)
             if planned < 1:
-                raise UserError(f"--num_train_epochs {arguments.num_train_epochs}: less than one step; give --max_steps")
+                raise UserError(
+                    f"--num_train_epochs {arguments.num_train_epochs}: less than one step; give --max_steps"
+                )
         if arguments.warmup_steps is not None and arguments.warmup_ratio is not None:
             raise UserError("--warmup_steps and --warmup_ratio are two names of one thing; give one")
         warmup = arguments.warmup_ratio if arguments.warmup_steps is None else arguments.warmup_steps
@@ -67,6 +68,23 @@ class Limits:
         return None
 
 
+def check(arguments: RunArguments) -> None:
+    """Refuse lengths and intervals that cannot be meant, before anything is started.
+
+    Raises:
+        UserError: it names the argument.
+    """
+    for name in ("max_steps", "eval_steps", "save_steps", "logging_steps", "per_device_eval_batch_size"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: must be at least 1")
+    if arguments.num_train_epochs <= 0:
+        raise UserError(f"--num_train_epochs {arguments.num_train_epochs:g}: must be above 0")
+    if arguments.sample_tokens < 0:
+        raise UserError(f"--sample_tokens {arguments.sample_tokens}: must not be negative")
+    Limits.of(arguments, steps_per_epoch=sys.maxsize)
+
+
 class StopRequest:
     """Remembers a SIGINT or SIGTERM until the step is over; a second Ctrl-C ends the process at once.
 
@@ -92,5 +110,7 @@ def _share(warmup: float | None, planned_steps: int | None) -> float:
     if warmup < 1:
         return warmup
     if planned_steps is None:
-        raise UserError(f"--warmup_steps {warmup:g}: under --budget alone the length in steps is unknown; give a share below 1")
+        raise UserError(
+            f"--warmup_steps {warmup:g}: under --budget alone the length in steps is unknown; give a share below 1"
+        )
     return min(1.0, warmup / planned_steps)

@@ -131,7 +131,7 @@ class Meter:
         slowest = max(range(len(rows)), key=lambda rank: rows[rank][1])
         on_device = self._device.type != "cpu"
         values = {
-            "loss": sum(columns[0]) / label_count,
+            "loss": sum(columns[0]) / max(label_count, 1),
             "elapsed_s": max(columns[6]),
             "step_s": columns[1][slowest],
             **{f"{phase}_s": rows[slowest][2 + index] for index, phase in enumerate(PHASES)},

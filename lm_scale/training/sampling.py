@@ -33,7 +33,9 @@ def continue_text(
     if room:
         ids = ids[:, -max(room - tokens, 1) :]
         tokens = min(tokens, room - ids.shape[1])
-    choice = {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+    choice = (
+        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+    )
     was_training = model.training
     model.eval()
     generator_state = torch.get_rng_state()

@@ -71,7 +71,8 @@ def grandchild_of(one: Cell) -> int:
 
 def test_the_record_says_how_a_run_ended(make_cell: Any) -> None:
     one = make_cell(
-        "w = begin(); w.append('step', step=3, loss=7.5, tokens=1000, step_s=0.5); w.update(status='completed'); sys.exit(1)"
+        "w = begin(); w.append('step', step=3, loss=7.5, tokens=1000, step_s=0.5)\n"
+        "w.update(status='completed'); sys.exit(1)"
     )
     outcome, shown = run(one)
     assert outcome == cell.Outcome(exit_status=1, status="completed", error=None)

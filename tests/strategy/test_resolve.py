@@ -37,7 +37,10 @@ def test_nothing_is_left_at_auto_and_every_value_has_a_source(tmp_path: Path) ->
             "gradient_accumulation_steps": "auto",
             "gradient_clipping": "auto",
             "bf16": {"enabled": "auto"},
-            "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}},
+            "optimizer": {
+                "type": "AdamW",
+                "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
+            },
             "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto", "warmup_num_steps": "auto"}},
             "zero_optimization": {
                 "stage": 3,
@@ -86,7 +89,9 @@ def test_clipping_that_the_file_leaves_out_is_written_down(tmp_path: Path) -> No
         ({"bf16": {"enabled": True}}, ["--bf16", "false"], ["bf16.enabled is True", "--bf16 is False"]),
     ],
 )  # fmt: skip
-def test_a_contradiction_names_both(tmp_path: Path, document: dict[str, Any], words: list[str], names: list[str]) -> None:
+def test_a_contradiction_names_both(
+    tmp_path: Path, document: dict[str, Any], words: list[str], names: list[str]
+) -> None:
     with pytest.raises(UserError) as caught:
         resolved(tmp_path, document, *words)
     assert all(name in str(caught.value) for name in names)

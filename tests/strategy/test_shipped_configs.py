@@ -48,7 +48,10 @@ def test_nvme_differs_from_zero3_in_its_drive_alone() -> None:
     base, own = leaves("zero3"), leaves("zero3_nvme")
     changed = {key for key in base | own if base.get(key) != own.get(key)}
     assert changed
-    assert all(key.startswith(("aio.", "zero_optimization.offload_optimizer.", "zero_optimization.sub_group")) for key in changed)
+    assert all(
+        key.startswith(("aio.", "zero_optimization.offload_optimizer.", "zero_optimization.sub_group"))
+        for key in changed
+    )
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)

@@ -138,7 +138,7 @@ def _steps(run: records.Run) -> list[rates.Step]:
                 compiled=bool(typed("compiled", record.get("compiled"), bool)),
             )
         )
-    return rates.without_redone(steps)
+    return steps
 
 
 def _loss(value: Any) -> float | None:
@@ -159,7 +159,7 @@ def _own_flags(row: Row, run: records.Run) -> None:
         row.flag("device_shared", str(shared[-1].get("message") or MEANINGS["device_shared"]))
     resumed_step = typed("resumed_step", run.header.get("resumed_step"), int)
     if resumed_step:
-        row.flag("resumed", f"goes on from step {resumed_step} of {run.header.get('resumed_from') or 'a checkpoint'}")
+        row.flag("resumed", f"resumed from its checkpoint of step {resumed_step}")
 
 
 def _section(run: records.Run, name: str) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+"""Launches that many tests share: each is made once a session, recorded, and only read afterwards."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lm_scale.records import Run, read
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "ds_configs"
+STRATEGIES = (
+    "zero0",
+    "zero1",
+    "zero2",
+    "zero3",
+    "zero2_offload",
+    "zero3_offload",
+    "zero3_nvme",
+    "zero2_activation_checkpointing",
+)
+TINY = ("--model", "tiny", "--seq_len", "64", "--per_device_train_batch_size", "2", "--learning_rate", "1e-3")
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tokens are cached once a session, and no run of a test looks for a hub or a tracker."""
+    os.environ["LM_SCALE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["WANDB_MODE"] = "offline"
+    os.environ.pop("OMP_NUM_THREADS", None)
+
+
+@pytest.fixture(scope="session")
+def pretrain() -> Launch:
+    """Starts the real command: `pretrain("--ds_config", ..., ranks=2)` under DeepSpeed's launcher, one rank without."""
+
+    def start(*words: str, ranks: int = 1, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        script = str(ROOT / "launch" / "pretrain.py")
+        command = [sys.executable, script, *words]
+        if ranks > 1:
+            launcher = str(Path(sys.executable).parent / "deepspeed")
+            command = [launcher, "--num_gpus", str(ranks), "--master_port", str(free_port()), script, *words]
+        environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def strategies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """One `compare` of the eight shipped strategies on two CPU ranks, 50 steps each of the same samples."""
+    output = tmp_path_factory.mktemp("strategies")
+    chosen = [name for name in STRATEGIES if name != "zero3_nvme" or has_libaio()]
+    command = [sys.executable, "-m", "lm_scale.compare", *(str(CONFIGS / f"{name}.json") for name in chosen), *TINY]
+    command += ["--world_size", "2", "--max_steps", "50", "--gradient_accumulation_steps", "2", "--sample_tokens", "8"]
+    command += ["--output_dir", str(output), "--run_name", "all"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, cwd=output)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (output / "all" / "stdout.txt").write_text(done.stdout)
+    return {name: read(output / "all" / name) for name in chosen}
+
+
+def has_libaio() -> bool:
+    """Whether NVMe offload can be built here."""
+    return Path("/usr/include/libaio.h").exists()
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
