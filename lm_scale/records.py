@@ -186,7 +186,7 @@ def read(path: Path) -> Run:
         raise RecordError(f"{path / 'run.json'}: {error.strerror}") from None
     except ValueError as error:
         raise RecordError(f"{path / 'run.json'}: not valid JSON: {error}") from None
-    if not isinstance(header, dict) or "schema" not in header:
+    if not isinstance(header, dict) or not isinstance(header.get("schema"), int):
         raise RecordError(f"{path / 'run.json'}: no run header (it has no schema)")
     if header["schema"] > SCHEMA_VERSION:
         raise RecordError(
@@ -249,6 +249,8 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             if number == len(lines):  # no newline follows: the writer was killed in the middle of it
                 return
             raise RecordError(f"{path}:{number}: not valid JSON") from None
+        if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+            raise RecordError(f"{path}:{number}: no record (an object with a kind)")
         if record["kind"] in ("step", "eval"):  # numbers alone: undo what `_plain` did
             record = {key: float(value) if value in ("nan", "inf", "-inf") else value for key, value in record.items()}
         yield record
@@ -262,9 +264,12 @@ def _boot_id() -> str | None:
 
 
 def _pid_started(pid: int | None) -> int | None:
-    """When a process started, in clock ticks since boot (field 22 of proc_pid_stat(5)); None if there is none."""
+    """When a process started, in clock ticks since boot; None if it has ended, waited for by its parent or not.
+
+    Fields 3 (state) and 22 (start) of proc_pid_stat(5); the name before them may hold spaces and parentheses.
+    """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return int(stat.rpartition(")")[2].split()[19])
+    return None if fields[0] in "ZX" else int(fields[19])

@@ -72,19 +72,19 @@ def _make_or_wait(
     lock: _Lock, make: Callable[[Path, Status], None], is_complete: Callable[[Path], bool], bar: _Bar
 ) -> None:
     while not is_complete(lock.entry):
-        if lock.claim():
-            if not is_complete(lock.entry):
-                _make(lock, make, is_complete, bar)
-            else:
-                lock.release()
+        claimed = lock.claim()
+        complete, message = is_complete(lock.entry), lock.failure_of_watched()
+        if claimed and not complete and not message:
+            _make(lock, make, is_complete, bar)
             continue
+        if claimed:
+            lock.release()
+        if message and not complete:
+            raise UserError(message)
         holder = lock.watch()
         if holder is not None:
             bar.show(Status(**holder["status"]))
         lock.take_over_if_stale()
-        message = lock.failure_of_watched()
-        if message and not is_complete(lock.entry):
-            raise UserError(message)
         time.sleep(_POLL_S)
 
 

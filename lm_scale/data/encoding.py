@@ -1,9 +1,10 @@
-"""Documents to the files of one split, in constant memory: a batch is encoded while the one before it is written."""
+"""Documents to the files of one split, in constant memory: batches are encoded while those before are written."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from lm_scale.data.tokenizer import Encoder
 Source = Corpus | PretokenizedCorpus
 
 _BATCH_CHARACTERS = 2 * 2**20
+_IN_FLIGHT = 2  # the cores that have no document left in one batch go on with the next
 
 
 class Encoded(NamedTuple):
@@ -109,13 +111,12 @@ def _encode(documents: Iterable[str], encoder: Encoder, with_bytes: bool) -> Ite
     batches = _batches(documents)
     call: Any = encoder.encode_with_bytes if with_bytes else encoder.encode
     end_id, no_bytes = np.array([encoder.eos_id], np.uint32), np.zeros(1, np.uint32)
-    with ThreadPoolExecutor(1) as executor:
-        waiting = [(batch, executor.submit(call, batch)) for batch in itertools.islice(batches, 1)]
-        while waiting:
-            texts, result = waiting.pop()
-            next_batch = next(batches, None)
-            if next_batch is not None:
-                waiting.append((next_batch, executor.submit(call, next_batch)))
+    with ThreadPoolExecutor(_IN_FLIGHT) as executor:
+        in_flight = deque((batch, executor.submit(call, batch)) for batch in itertools.islice(batches, _IN_FLIGHT))
+        while in_flight:
+            texts, result = in_flight.popleft()
+            result.result()
+            in_flight.extend((batch, executor.submit(call, batch)) for batch in itertools.islice(batches, 1))
             for text, item in zip(texts, result.result(), strict=True):
                 ids, covered = item if with_bytes else (item, None)
                 yield Encoded(

@@ -48,6 +48,10 @@ class DeepSpeedEngine:
         )
         self.device = torch.device(self._engine.device)
         self._gradient_bytes: int | None = None
+        self._grad_norm: Any = None
+        self._whole_gradients = strategy.zero_stage == 0 and strategy.precision == "fp32"
+        if self._whole_gradients:
+            self._engine.clip_fp32_gradients = self._clip_whole_gradients
         self._lr = 0.0
 
     def train_step(self, batches: StepBatches, lr: float) -> StepResult:
@@ -60,7 +64,6 @@ class DeepSpeedEngine:
         # DeepSpeed divides by the accumulation and averages over the ranks; the labels of the whole batch are the mean's.
         scale = engine.gradient_accumulation_steps() * engine.dp_world_size / max(batches.label_count, 1)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        grad_norm = None
         clock = PhaseClock(self.device)
         for batch in batches.micro_batches:
             input_ids, labels = self._to_device(batch)
@@ -73,14 +76,14 @@ class DeepSpeedEngine:
             if engine.is_gradient_accumulation_boundary():
                 if self._gradient_bytes is None:
                     self._gradient_bytes = self._live_gradient_bytes()
-                grad_norm = self._grad_norm_before_step()
+                if self._whole_gradients:
+                    self._grad_norm = self._whole_gradient_norm()
             engine.step()
             clock.lap("optimizer")
-        if grad_norm is None:
-            grad_norm = engine.get_global_grad_norm()
-        return StepResult(
-            loss_sum, None if grad_norm is None else float(grad_norm), not engine.was_step_applied(), clock
-        )
+        if not self._whole_gradients:
+            self._grad_norm = engine.get_global_grad_norm()
+        grad_norm = None if self._grad_norm is None else float(self._grad_norm)
+        return StepResult(loss_sum, grad_norm, not engine.was_step_applied(), clock)
 
     def decay_counts(self) -> dict[str, int]:
         """How many parameters weight decay reaches, and how many it leaves out."""
@@ -149,22 +152,31 @@ class DeepSpeedEngine:
             torch.from_numpy(array).to(self.device, non_blocking=True) for array in (batch.input_ids, batch.labels)
         )
 
-    def _grad_norm_before_step(self) -> float | None:
-        """The norm that DeepSpeed does not tell: at stage 0 in fp32 it clips without saying by what.
-
-        The gradients are whole and averaged there. Squares are added in fp64: fp32 loses five digits over millions.
-        """
-        if self._strategy.zero_stage > 0 or self._strategy.precision != "fp32":
-            return None
+    def _whole_gradient_norm(self) -> float:
+        """The norm of gradients that are whole and averaged on every rank (stage 0 in fp32), summed in fp64."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients])
         return math.sqrt(float((norms * norms).sum()))
+
+    def _clip_whole_gradients(self) -> None:
+        """Clip by the norm just measured, in place of DeepSpeed's `clip_fp32_gradients`.
+
+        That one sums squares in fp32, is off by up to 1e-5 over millions of numbers, and keeps the norm to itself
+        (`deepspeed/runtime/utils.py`, `clip_grad_norm_`). Its clipping coefficient alone made ZeRO-0 part from ZeRO-1.
+        """
+        assert self._grad_norm is not None
+        coefficient = self._engine.gradient_clipping() / (self._grad_norm + 1e-6)
+        if coefficient < 1:
+            torch._foreach_mul_([p.grad for p in self.model.parameters() if p.grad is not None], coefficient)
 
     def _live_gradient_bytes(self) -> int:
         held = [p.grad for p in self.model.parameters() if p.grad is not None]
         averaged = getattr(self._optimizer, "averaged_gradients", None) or {}
         for group in averaged.values():
             held += [gradient for gradient in group or [] if torch.is_tensor(gradient)]
+        buffer = getattr(self._optimizer, "grad_partitions_flat_buffer", None)
+        held += [buffer] if torch.is_tensor(buffer) else []
+        held += [master.grad for master in self._master_weights() if master.grad is not None]
         return _bytes(held)
 
     def _master_weights(self) -> list[torch.Tensor]:

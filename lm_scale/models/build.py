@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import prevent_arange_dtype_change
@@ -18,8 +20,6 @@ from lm_scale.models.presets import ModelSource, check_seq_len, resolve_vocab_si
 
 Partition = Callable[[], AbstractContextManager[Any]]
 """Makes a context that splits each parameter over the ranks as it is made (`zero.Init`); the engine has one."""
-
-DEFAULT_ATTENTION = "sdpa"
 
 
 def build(
@@ -49,20 +49,24 @@ def build(
     check_seq_len(source, seq_len)
     config = make_config(source, vocab_size)
     notes = _dropout_notes(config)
-    if source.kind == "directory" and partition is None:
-        model, attention_notes = _with_attention(
-            lambda attention: _from_directory(source, dtype, attention), attn_implementation, source
-        )
-    else:
-        model, attention_notes = _with_attention(
-            lambda attention: _empty(config, dtype, attention, partition), attn_implementation, source
-        )
-        model.tie_weights()
-        if source.kind == "directory":
-            _fill_from_directory(model, source, dtype, gather)
+    try:
+        if source.kind == "directory" and partition is None:
+            model = _from_directory(source, dtype, attn_implementation)
         else:
-            initialize(model, seed, gather)
-    return model.train(), notes + attention_notes
+            model = _empty(config, dtype, attn_implementation, partition)
+    except (ValueError, ImportError) as error:  # how transformers refuses an attention by name
+        if attn_implementation is None:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--attn_implementation {attn_implementation}: not for model {source.name}: {reason}") from None
+    if source.kind != "directory":
+        initialize(model, seed, gather)
+    elif partition is not None:
+        _fill_from_directory(model, source, dtype, gather)
+    attention = model.config._attn_implementation
+    if attn_implementation is None and attention != "sdpa":
+        notes.append(f"attention: {attention}, because {type(model).__name__} has no sdpa")
+    return model.train(), notes
 
 
 def make_config(source: ModelSource, vocab_size: int) -> PretrainedConfig:
@@ -87,21 +91,8 @@ def make_config(source: ModelSource, vocab_size: int) -> PretrainedConfig:
     return config
 
 
-def _with_attention(
-    make: Callable[[str], PreTrainedModel], asked: str | None, source: ModelSource
-) -> tuple[PreTrainedModel, list[str]]:
-    """The model with the attention that was asked for, or with the best that it has."""
-    try:
-        return make(asked or DEFAULT_ATTENTION), []
-    except (ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        if asked:
-            raise UserError(f"--attn_implementation {asked}: not available for model {source.name}: {reason}") from None
-    return make("eager"), [f"attention: eager, because {source.name} has no {DEFAULT_ATTENTION}"]
-
-
 def _empty(
-    config: PretrainedConfig, dtype: torch.dtype, attention: str, partition: Partition | None
+    config: PretrainedConfig, dtype: torch.dtype, attention: str | None, partition: Partition | None
 ) -> PreTrainedModel:
     """The model with no weights drawn yet, each parameter split over the ranks as it is made."""
     with ExitStack() as stack:
@@ -112,15 +103,16 @@ def _empty(
         model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=dtype, attn_implementation=attention
         )
+    model.tie_weights()
     return cast(PreTrainedModel, model)
 
 
-def _from_directory(source: ModelSource, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+def _from_directory(source: ModelSource, dtype: torch.dtype, attention: str | None) -> PreTrainedModel:
     try:
         model, loaded = cast(Any, AutoModelForCausalLM).from_pretrained(
             source.path, dtype=dtype, attn_implementation=attention, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model {source.path}: cannot be read: {' '.join(str(error).split())[:300]}") from None
     for problem in ("missing_keys", "mismatched_keys"):
         if loaded[problem]:
@@ -141,7 +133,7 @@ def _fill_from_directory(
     """
     distributed = torch.distributed.is_initialized()
     first = not distributed or torch.distributed.get_rank() == 0
-    whole = _from_directory(source, dtype, "eager").state_dict() if first else {}
+    whole = _from_directory(source, dtype, None).state_dict() if first else {}
     for name, parameter in model.named_parameters():
         with torch.no_grad(), gather([parameter]) if gather else nullcontext():
             if first:
@@ -159,7 +151,7 @@ def _dropout_notes(config: PretrainedConfig) -> list[str]:
     rates = {
         key: value
         for key, value in config.to_dict().items()
-        if ("dropout" in key or key.endswith("pdrop")) and isinstance(value, float) and value > 0
+        if re.search(r"(?<!summary_first_)dropout|pdrop$", key) and isinstance(value, float) and value > 0
     }
     if not rates:
         return []

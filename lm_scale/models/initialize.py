@@ -94,11 +94,12 @@ class _Initializer:
     @contextmanager
     def _primitives_replaced(self) -> Iterator[None]:
         """Every initialisation primitive, in each place where transformers or a model's own code finds it."""
-        replaced = {name: self._primitive(name, f) for name, f in initialization.TORCH_INIT_FUNCTIONS.items()}
+        originals = cast(dict[str, Primitive], initialization.TORCH_INIT_FUNCTIONS)
+        replaced = {name: self._primitive(name, function) for name, function in originals.items()}
         modules = [sys.modules[name] for name in initialization.TORCH_MODULES_TO_PATCH if name in sys.modules]
         with ExitStack() as stack:
             stack.enter_context(mock.patch.dict(initialization.TORCH_INIT_FUNCTIONS, replaced))
-            copy = self._primitive("copy_", cast(Primitive, initialization.copy_))
+            copy = self._primitive("copy_", initialization.copy_)
             stack.enter_context(mock.patch.object(initialization, "copy_", copy))
             for module, (name, function) in itertools.product(modules, replaced.items()):
                 if hasattr(module, name):

@@ -57,8 +57,8 @@ class CausalLMLoss(nn.Module):
             return self._full(input_ids, labels)
         # No mask: samples are full, or padded on the right, where a causal model's earlier positions cannot look.
         hidden = self.model.base_model(input_ids=input_ids, use_cache=False)[0].flatten(0, 1)
-        head = self.model.get_output_embeddings()
-        weight, bias = head.weight, head.bias
+        head = _head(self.model)
+        weight, bias = cast(Tensor, head.weight), head.bias
         if torch.is_autocast_enabled(hidden.device.type):
             weight = weight.to(torch.get_autocast_dtype(hidden.device.type))
         hidden = hidden.to(weight.dtype)
@@ -74,7 +74,7 @@ class CausalLMLoss(nn.Module):
         outputs = self.model(input_ids=input_ids, use_cache=False)
         logits = outputs.logits.flatten(0, 1).float()
         loss = nn.functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED, reduction="sum")
-        if self.training and _has_router_loss(self.model):
+        if self.model.training and _has_router_loss(self.model):
             # The model's own rule adds it to the mean of the token losses, so the sum takes it once a label.
             loss = loss + self.model.config.router_aux_loss_coef * outputs.aux_loss * (labels != IGNORED).sum()
         return loss
@@ -114,7 +114,7 @@ def obstacle(model: PreTrainedModel) -> str | None:
     on what it is given. If they come through unchanged, nothing but the head stands between the two (no soft cap, no
     scale). No parameter is touched.
     """
-    base, head = model.base_model, model.get_output_embeddings()
+    base, head = model.base_model, _head(model)
     if base is model or not isinstance(head, nn.Linear):
         return "the model has no base model with a linear head after it"
     if _has_router_loss(model):
@@ -206,6 +206,10 @@ def _liger(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) 
     kernel = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORED, reduction="sum", accum_dtype=torch.float32)
     loss: Tensor = kernel(weight, hidden, labels, bias)
     return loss.float()
+
+
+def _head(model: PreTrainedModel) -> nn.Linear:
+    return cast(nn.Linear, model.get_output_embeddings())  # type: ignore[no-untyped-call]
 
 
 def _has_router_loss(model: PreTrainedModel) -> bool:

@@ -130,6 +130,7 @@ MEANINGS = {
     "device_shared": "another process used the device during the run",
     "too_few_steps": "at most 2 steps after warm-up: no rates",
     "loss_not_finite": "the training loss became infinite or not a number",
+    "mfu_above_1": "more FLOP/s than the device's peak: the peak is wrong, or was measured on a busy machine",
     "resumed": "stopped and resumed: the steps after that are a second warm-up, and in the rates",
 }
 """What each flag code says of the row that has it. Codes are stable."""

@@ -109,8 +109,8 @@ def test_builtin_python_is_the_same_wherever_python_is_installed(tmp_path: Path)
     source += "print(corpus.fingerprint(), hashlib.sha256('|'.join(corpus.documents()).encode()).hexdigest())"
     library = sysconfig.get_path("stdlib")
     moved = tmp_path / "moved"
-    for name in ("json", "email", "test"):
-        shutil.copytree(f"{library}/{name}", moved / name, ignore=shutil.ignore_patterns("[!_]*_[!_]*"))
+    for name in ("json", "email"):
+        shutil.copytree(f"{library}/{name}", moved / name)
         shutil.copytree(moved / name, tmp_path / "again" / name, copy_function=shutil.copyfile)
     outputs = [
         subprocess.run(
@@ -118,6 +118,7 @@ def test_builtin_python_is_the_same_wherever_python_is_installed(tmp_path: Path)
         ).stdout
         for name in ("moved", "again")
     ]
+    assert len(outputs[0]) > 100
     assert outputs[0] == outputs[1]
 
 

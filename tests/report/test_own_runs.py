@@ -133,6 +133,13 @@ def test_a_shared_device_and_a_resumed_run_are_flagged(make_run: Any, steps: Any
     }
 
 
+def test_a_peak_that_the_run_exceeded_is_not_believed(make_run: Any, steps: Any) -> None:
+    # 1024 tokens/s x 30e6 FLOPs on 2 ranks with a peak of 1e10 each: MFU 1.536.
+    row = row_of(make_run("zero0", steps(12), hardware={"device_peak_flops_per_s": 1e10}))
+    assert row.mfu == pytest.approx(1.536)
+    assert [flag["code"] for flag in row.flags] == ["mfu_above_1"]
+
+
 def test_a_run_that_never_began_knows_nothing_but_its_status(make_run: Any) -> None:
     path = make_run("zero0", [], status="rejected", last_error="zero0.json: gradient_cliping: unknown key")
     (path / "run.json").write_text(json.dumps({"schema": 1, "name": "zero0", "status": "rejected"}))

@@ -154,6 +154,11 @@ def _evaluate(row: Row, run: records.Run) -> None:
 
 
 def _own_flags(row: Row, run: records.Run) -> None:
+    if row.mfu is not None and row.mfu > 1:
+        row.flag(
+            "mfu_above_1",
+            f"MFU {row.mfu:.2f} against a peak of {run.header['hardware']['device_peak_flops_per_s']:.3g}",
+        )
     shared = [event for event in run.of("event") if event.get("event") == "device_shared"]
     if shared:
         row.flag("device_shared", str(shared[-1].get("message") or MEANINGS["device_shared"]))
