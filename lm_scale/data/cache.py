@@ -30,6 +30,7 @@ from lm_scale.arguments import UserError
 BEAT_S = 3.0
 STALE_S = 60.0
 _POLL_S = 0.2
+_LONGEST_POLL_S = 2.0  # hundreds of ranks may wait on one file system
 
 
 @dataclass
@@ -71,6 +72,7 @@ def make_once(
 def _make_or_wait(
     lock: _Lock, make: Callable[[Path, Status], None], is_complete: Callable[[Path], bool], bar: _Bar
 ) -> None:
+    pause_s = _POLL_S
     while not is_complete(lock.entry):
         claimed = lock.claim()
         complete, message = is_complete(lock.entry), lock.failure_of_watched()
@@ -85,7 +87,8 @@ def _make_or_wait(
         if holder is not None:
             bar.show(Status(**holder["status"]))
         lock.take_over_if_stale()
-        time.sleep(_POLL_S)
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.2, _LONGEST_POLL_S)
 
 
 def _make(lock: _Lock, make: Callable[[Path, Status], None], is_complete: Callable[[Path], bool], bar: _Bar) -> None:

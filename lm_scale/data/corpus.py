@@ -7,6 +7,7 @@ without text are left out, and a document above `LONGEST_DOCUMENT` characters is
 
 from __future__ import annotations
 
+import abc
 import glob
 import hashlib
 import itertools
@@ -21,16 +22,16 @@ from lm_scale.arguments import UserError
 from lm_scale.data.formats import KINDS, kind_of, pieces, read_jsonl, read_parquet, read_txt
 
 
-class Corpus:
+class Corpus(abc.ABC):
     """Documents in a fixed order. `read_share` says how much of the current pass is read, from 0 to 1."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.read_share = 0.0
 
+    @abc.abstractmethod
     def fingerprint(self) -> str:
         """Changes when the text may have changed."""
-        raise NotImplementedError
 
     def documents(self) -> Iterator[str]:
         """Every document, none without text, none longer than `LONGEST_DOCUMENT` characters.
@@ -46,8 +47,9 @@ class Corpus:
         """The number of documents; reading stops at `at_most`."""
         return sum(1 for _ in itertools.islice(self.documents(), at_most))
 
+    @abc.abstractmethod
     def _texts(self) -> Iterator[str]:
-        raise NotImplementedError
+        """The texts as the source has them, empty and long ones too; keeps `read_share` up to date."""
 
 
 def open_corpus(dataset: str, text_column: str) -> Corpus:

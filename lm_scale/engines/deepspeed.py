@@ -24,6 +24,7 @@ from lm_scale.training.meter import PhaseClock
 from lm_scale.training.sampling import continue_text
 
 Context = AbstractContextManager[Any]
+CHECKPOINT_TAG = "engine"
 ModelBuilder = Callable[
     [Callable[[], Context] | None, Callable[[list[torch.nn.Parameter]], Context] | None], torch.nn.Module
 ]
@@ -135,13 +136,13 @@ class DeepSpeedEngine:
             state[name] = whole[id(tensor)]
         return state if dist.get_rank() == 0 else {}
 
-    def save(self, folder: Path, tag: str) -> None:
-        self._engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    def save(self, folder: Path) -> None:
+        self._engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, save_latest=False)
 
-    def load(self, folder: Path, tag: str) -> None:
-        path, _ = self._engine.load_checkpoint(str(folder), tag=tag)
+    def load(self, folder: Path) -> None:
+        path, _ = self._engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
         if path is None:
-            raise RuntimeError(f"DeepSpeed found no checkpoint under {folder / tag}")
+            raise RuntimeError(f"DeepSpeed found no checkpoint in {folder}")
 
     def _partition(self) -> Context:
         context: Context = deepspeed.zero.Init(config_dict_or_path=self._strategy.document)

@@ -67,10 +67,10 @@ class Engine(Protocol):
         """Every tensor of the model, whole, on the CPU of the first rank; empty on the others."""
         ...
 
-    def save(self, folder: Path, tag: str) -> None:
-        """Write all that `load` needs under `folder/tag`."""
+    def save(self, folder: Path) -> None:
+        """Write all that `load` needs into `folder`."""
         ...
 
-    def load(self, folder: Path, tag: str) -> None:
+    def load(self, folder: Path) -> None:
         """Go back to what `save` wrote."""
         ...

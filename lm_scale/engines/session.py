@@ -155,7 +155,7 @@ def _loss_module(launch: Launch, data: TokenFiles, made: list[LossModule], parti
 def _resume(session: Session) -> None:
     path = checkpoint.newest(session.checkpoints)
     state = checkpoint.read_state(path)
-    session.engine.load(session.checkpoints, path.name)
+    session.engine.load(path)
     checkpoint.restore_random_state(path)
     session.first_step, session.elapsed_s = state["step"], state["elapsed_s"]
     if session.is_first_rank:

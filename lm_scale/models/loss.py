@@ -58,13 +58,11 @@ class CausalLMLoss(nn.Module):
         # No mask: samples are full, or padded on the right, where a causal model's earlier positions cannot look.
         hidden = self.model.base_model(input_ids=input_ids, use_cache=False)[0].flatten(0, 1)
         head = _head(self.model)
-        weight, bias = cast(Tensor, head.weight), head.bias
-        if torch.is_autocast_enabled(hidden.device.type):
-            weight = weight.to(torch.get_autocast_dtype(hidden.device.type))
-        hidden = hidden.to(weight.dtype)
-        if self.mode == "liger":
-            return _liger(hidden, weight, bias, labels.flatten())
-        return chunked_cross_entropy(hidden, weight, bias, labels.flatten())
+        device_type = hidden.device.type
+        autocast = torch.is_autocast_enabled(device_type)
+        dtype = torch.get_autocast_dtype(device_type) if autocast else head.weight.dtype
+        loss = _liger if self.mode == "liger" else chunked_cross_entropy
+        return loss(hidden.to(dtype), head.weight.to(dtype), head.bias, labels.flatten())
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the base model in place; the loss stays eager, its chunks are large products already."""

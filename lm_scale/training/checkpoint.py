@@ -5,7 +5,7 @@ have finished, so a kill leaves a checkpoint that looks good and is not. Here a 
 nobody reads, every file is synced and listed with size and SHA-256 in `manifest.json`, and only then is the folder
 renamed to its final name. Before one is read, all ranks check it against the manifest and agree.
 
-    checkpoints/step-00000040/   the engine's files, rng-<rank>.pt, state.json, manifest.json
+    checkpoints/step-00000040/   the engine's files (DeepSpeed's tag `engine`), rng-<rank>.pt, state.json, manifest.json
     checkpoints/final/           the trained weights as a Hugging Face directory (`weights.py`)
 """
 
@@ -28,13 +28,13 @@ MANIFEST = "manifest.json"
 UNFINISHED = ".unfinished"
 
 
-def save(folder: Path, step: int, state: dict[str, Any], write_engine: Callable[[Path, str], None]) -> Path:
+def save(folder: Path, step: int, state: dict[str, Any], write_engine: Callable[[Path], None]) -> Path:
     """Write and publish the checkpoint of `step`; all ranks call it.
 
     Args:
         folder: the run's `checkpoints`.
         state: what the loop needs to go on (JSON).
-        write_engine: writes the engine's files under (folder, tag); collective.
+        write_engine: writes the engine's files into a folder; collective.
     """
     tag = f"step-{step:08d}"
     unfinished = folder / f"{tag}{UNFINISHED}"
@@ -42,7 +42,7 @@ def save(folder: Path, step: int, state: dict[str, Any], write_engine: Callable[
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     _barrier()
-    write_engine(folder, unfinished.name)
+    write_engine(unfinished)
     torch.save(_random_state(), unfinished / f"rng-{_rank()}.pt")
     if _rank() == 0:
         (unfinished / "state.json").write_text(json.dumps({"step": step, **state}, indent=2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -136,7 +137,7 @@ def _broken(tmp_path: Path, name: str, content: bytes) -> str:
     return str(tmp_path / name)
 
 
-BROKEN = {
+BROKEN: dict[str, tuple[Callable[[Path], str], str]] = {
     "unknown built-in": (lambda path: "builtin:perl", r"builtin:perl: the only built-in text is builtin:python"),
     "no such file": (lambda path: f"{path}/no.txt", r"no\.txt: no such file or folder"),
     "no such folder": (lambda path: f"{path}/no", r"no: no such file or folder"),
@@ -188,6 +189,29 @@ def test_a_parquet_damaged_inside_is_named(tmp_path: Path, texts: list[str]) -> 
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"a\.parquet: damaged parquet"):
         documents(tmp_path)
+
+
+def test_a_data_set_of_the_datasets_library_gives_its_rows(tmp_path: Path, texts: list[str]) -> None:
+    """The library loads a folder by the same call as a hub name, which needs a network."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text(lines(texts))
+    source = (
+        "import json; from lm_scale.data.hub import HubCorpus; from lm_scale.arguments import UserError\n"
+        "corpus = HubCorpus('set', 'body')\n"
+        "print(json.dumps([list(corpus.documents()), corpus.count(7), corpus.read_share > 0, corpus.fingerprint()]))\n"
+        "try: HubCorpus('set', 'text')\n"
+        "except UserError as error: print(error)"
+    )
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": ":".join(sys.path)}
+    command = [sys.executable, "-c", source]
+    first, second = (
+        subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=True).stdout
+        for _ in range(2)
+    )
+    assert first == second
+    rows, error = first.splitlines()
+    assert json.loads(rows)[:3] == [texts, 7, True]
+    assert error == "--dataset set: no column text; give --text_column one of body, id"
 
 
 def test_a_hub_name_without_a_hub_is_one_line_at_once(tmp_path: Path) -> None:

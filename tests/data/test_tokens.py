@@ -26,7 +26,7 @@ def decoded(tokens: Tokens, files: TokenFiles) -> list[str]:
     tokenizer = AutoTokenizer.from_pretrained(str(files.tokenizer_path))
     documents = [tokens.document(number).tolist() for number in range(tokens.docs)]
     assert all(document[-1] == tokenizer.eos_token_id for document in documents)
-    return [tokenizer.decode(document[:-1]) for document in documents]
+    return [str(tokenizer.decode(document[:-1])) for document in documents]
 
 
 def test_both_splits_together_are_the_corpus_in_its_order(jsonl: Path, texts: list[str], tmp_path: Path) -> None:
@@ -73,6 +73,16 @@ def test_bytes_of_the_evaluation_tokens_add_up_to_each_document(jsonl: Path, tex
     sums = np.add.reduceat(files.eval.bytes, files.eval.offsets[:-1])
     assert sums.tolist() == [len(text.encode()) for text in texts[:60]]
     assert files.train.bytes is None
+
+
+def test_a_tokenizer_without_offsets_gives_tokens_but_no_bytes(jsonl: Path, texts: list[str], tmp_path: Path) -> None:
+    from transformers import ByT5Tokenizer
+
+    ByT5Tokenizer().save_pretrained(tmp_path / "byt5")
+    files = prepared(jsonl, tmp_path / "cache", tokenizer=str(tmp_path / "byt5"))
+    assert files.eval.document(0).tolist() == [byte + 3 for byte in texts[0].encode()] + [1]
+    assert files.eval.bytes is None
+    assert files.meta["eval_text_bytes"] == len("".join(texts[:3]).encode())
 
 
 def test_an_evaluation_text_of_its_own_leaves_all_documents_to_training(

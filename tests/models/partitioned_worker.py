@@ -12,7 +12,7 @@ import deepspeed
 import torch
 
 from lm_scale.models.build import build
-from lm_scale.models.loss import CausalLMLoss
+from lm_scale.models.loss import CausalLMLoss, choose_loss
 from lm_scale.models.presets import ModelSource
 
 VOCAB, SEED = 320, 7
@@ -104,7 +104,9 @@ def loss_and_gradients(name: str, rank: int, ranks: int) -> dict[str, float]:
     expected = CausalLMLoss(reference, "full")(inputs, labels) / count
     expected.backward()
 
-    module = CausalLMLoss(partitioned(name), "chunked")
+    model = partitioned(name)
+    assert choose_loss(model, "auto", "cpu").mode == "chunked"
+    module = CausalLMLoss(model, "chunked")
     engine, *_ = deepspeed.initialize(model=module, config=DS_CONFIG)
     mine = slice(2 * rank, 2 * rank + 2)
     results = {}

@@ -258,3 +258,12 @@ def test_a_frozen_head_still_lets_the_rest_learn() -> None:
     assert model.lm_head.weight.grad is None
     assert isinstance(model.model, nn.Module)
     assert model.model.embed_tokens.weight.grad.any()
+
+
+def test_autocast_multiplies_in_its_precision_and_sums_in_fp32() -> None:
+    model = make("llama")
+    full = losses(model, "full")[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        chunked, gradients = losses(model, "chunked")
+    assert chunked == pytest.approx(full, rel=1e-3)
+    assert gradients["lm_head.weight"].dtype == torch.float32

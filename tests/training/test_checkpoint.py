@@ -12,9 +12,9 @@ from lm_scale.training import checkpoint
 
 
 def write(folder: Path, step: int, content: bytes = b"weights" * 1000) -> Path:
-    def engine(root: Path, tag: str) -> None:
-        (root / tag / "engine").mkdir()
-        (root / tag / "engine" / "states.pt").write_bytes(content)
+    def engine(folder: Path) -> None:
+        (folder / "engine").mkdir()
+        (folder / "engine" / "states.pt").write_bytes(content)
 
     return checkpoint.save(folder, step, {"elapsed_s": step / 2}, engine)
 
@@ -30,8 +30,8 @@ def test_the_newest_one_and_its_state_are_found(tmp_path: Path) -> None:
 def test_a_save_that_was_killed_is_never_read(tmp_path: Path) -> None:
     write(tmp_path, 8)
 
-    def dies(root: Path, tag: str) -> None:
-        (root / tag / "states.pt").write_bytes(b"half")
+    def dies(folder: Path) -> None:
+        (folder / "states.pt").write_bytes(b"half")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
