@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(PretrainArguments, argv, "pretrain", (main.__doc__ or "").strip())
 
     from lm_scale.engines.launch import Launch
-    from lm_scale.engines.operators import check_nvme
+    from lm_scale.engines.nvme import check_nvme
     from lm_scale.engines.process import prepare_environment
     from lm_scale.engines.run_directory import check_output
     from lm_scale.strategy.machine import detect

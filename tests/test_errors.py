@@ -67,7 +67,9 @@ def test_a_json_and_an_argument_that_contradict_each_other(pretrain: Launch, tmp
 
 
 def test_under_the_launcher_the_line_comes_once_and_no_rank_stays(pretrain: Launch, tmp_path: Path) -> None:
-    done = pretrain("--ds_config", ZERO1, "--dataset", str(tmp_path / "none.txt"), "--output_dir", str(tmp_path), ranks=2)
+    done = pretrain(
+        "--ds_config", ZERO1, "--dataset", str(tmp_path / "none.txt"), "--output_dir", str(tmp_path), ranks=2
+    )
     refused(done, "none.txt")
     assert not processes_with(str(tmp_path / "none.txt"))
 
@@ -115,8 +117,24 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         holder.listen()
         port = str(holder.getsockname()[1])
         where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {**os.environ, **where, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "DS_ACCELERATOR": "cpu"}
-        command = [sys.executable, "-m", "lm_scale.pretrain", "--ds_config", ZERO1, *TINY, "--output_dir", str(tmp_path)]
+        environment = {
+            **os.environ,
+            **where,
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "DS_ACCELERATOR": "cpu",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "lm_scale.pretrain",
+            "--ds_config",
+            ZERO1,
+            *TINY,
+            "--output_dir",
+            str(tmp_path),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     refused(done, f"port {port}: in use", "--master_port")
 

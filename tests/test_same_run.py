@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,7 @@ def test_a_checkpoint_every_eight_steps(two_ranks: Run) -> None:
     ]
 
 
-def test_a_resumed_run_has_the_losses_of_the_uninterrupted_one(
-    pretrain: Launch, output: Path, two_ranks: Run
-) -> None:
+def test_a_resumed_run_has_the_losses_of_the_uninterrupted_one(pretrain: Launch, output: Path, two_ranks: Run) -> None:
     """What the killed run did after its checkpoint is done again, and recorded once."""
     shutil.copytree(two_ranks.path, output / "resumed")
     shutil.rmtree(output / "resumed" / "checkpoints" / "step-00000016")
@@ -94,16 +93,29 @@ def test_resuming_another_layout_is_refused(pretrain: Launch, output: Path, two_
     assert "world_size was 2 and is 1 now" in done.stderr
 
 
-def test_a_budget_ends_the_run_and_is_not_exceeded_by_much(pretrain: Launch, output: Path) -> None:
+def test_a_budget_ends_the_run_and_drives_its_schedule(pretrain: Launch, output: Path) -> None:
     given = ("--ds_config", str(CONFIGS / "zero1.json"), "--output_dir", str(output), "--run_name", "budget")
-    words = ("--budget", "4s", "--eval_steps", "5", "--no_save", "--sample_tokens", "0", "--lr_scheduler_type", "linear")
+    words = (
+        "--budget",
+        "6s",
+        "--eval_steps",
+        "4",
+        "--no_save",
+        "--sample_tokens",
+        "0",
+        "--lr_scheduler_type",
+        "linear",
+    )
     done = pretrain(*given, *BATCH, *words, ranks=2)
     assert done.returncode == 0, done.stderr
     budget = read(output / "budget")
     steps = budget.of("step")
     assert budget.status == "budget"
-    assert steps[-2]["elapsed_s"] < 4 <= steps[-1]["elapsed_s"]
-    rates = [step["lr"] for step in steps]
-    assert rates[-1] < 0.5 * max(rates)
-    assert any(not evaluation["final"] for evaluation in budget.of("eval"))
-    assert sum(evaluation["final"] for evaluation in budget.of("eval")) == 1
+    assert steps[-2]["elapsed_s"] < 6 <= steps[-1]["elapsed_s"]
+    # Linear to zero over the budget's time: each step's rate follows from the clock at the end of the step before.
+    for before, step in pairwise(steps):
+        share = before["elapsed_s"] / 6
+        rise, fall = share / 0.05, 1 - (share - 0.05) / 0.95
+        assert step["lr"] == pytest.approx(5e-4 * min(rise, fall), rel=1e-6)
+    assert [evaluation["final"] for evaluation in budget.of("eval")].count(True) == 1
+    assert [evaluation["step"] for evaluation in budget.of("eval")][:1] == [4]

@@ -24,6 +24,7 @@ from lm_scale.training.probe import matrix_product_flops_per_s
 from lm_scale.training.progress import human_bytes
 from lm_scale.training.weights import final_bytes
 
+
 @dataclass(frozen=True)
 class LossModule:
     """The module that an engine trains, why its loss is computed as it is, and what else the user should know of it."""

@@ -7,7 +7,6 @@ kernel's, which a kill releases; whoever holds it knows that a `lock` file besid
 
 from __future__ import annotations
 
-import ctypes.util
 import fcntl
 from collections.abc import Callable
 from pathlib import Path
@@ -17,36 +16,6 @@ from lm_scale.strategy.load import get
 from lm_scale.strategy.resolve import Strategy
 
 MINUTES = {"async_io": 3, "cpu_adam": 1, "fused_adam": 1, "cpu_adagrad": 1, "cpu_lion": 1}
-
-
-def check_nvme(strategy: Strategy) -> None:
-    """Make the folder of an NVMe offload and see that its library is there.
-
-    Raises:
-        UserError: the path is missing from the JSON, its parent does not exist, it cannot be written, or libaio is absent.
-    """
-    for block in ("offload_optimizer", "offload_param"):
-        if get(strategy.document, f"zero_optimization.{block}.device") != "nvme":
-            continue
-        dotted = f"zero_optimization.{block}.nvme_path"
-        stated = get(strategy.document, dotted)
-        if not isinstance(stated, str):
-            raise UserError(f"{strategy.path}: {dotted}: missing; name a folder on the NVMe drive")
-        path = Path(stated)
-        if not path.parent.is_dir():
-            raise UserError(f"{strategy.path}: {dotted}: {path.parent} does not exist; mount it or name another folder")
-        try:
-            path.mkdir(exist_ok=True)
-            probe = path / ".lm_scale_probe"
-            probe.touch()
-            probe.unlink(missing_ok=True)
-        except OSError as error:
-            raise UserError(f"{strategy.path}: {dotted}: {path}: {error.strerror}") from None
-        if ctypes.util.find_library("aio") is None or not _libaio_header():
-            raise UserError(
-                f"{strategy.path}: {dotted}: NVMe offload needs libaio; install the package libaio-dev (Debian, Ubuntu) "
-                "or libaio-devel (Fedora, RHEL)"
-            )
 
 
 def needed(strategy: Strategy) -> list[str]:
@@ -94,7 +63,3 @@ def build(operators: list[str], say: Callable[[str], None]) -> None:
 def _builder_name(operator: str) -> str:
     names = {"async_io": "AsyncIOBuilder", "cpu_adam": "CPUAdamBuilder", "fused_adam": "FusedAdamBuilder"}
     return names.get(operator) or f"CPU{operator.removeprefix('cpu_').capitalize()}Builder"
-
-
-def _libaio_header() -> bool:
-    return any((Path(prefix) / "include" / "libaio.h").exists() for prefix in ("/usr", "/usr/local"))

@@ -13,6 +13,7 @@ from lm_scale.data.tokens import TokenFiles
 from lm_scale.engines.deepspeed import DeepSpeedEngine
 from lm_scale.engines.describe import DTYPES, LossModule, make_header, summary
 from lm_scale.engines.launch import Launch, on_host
+from lm_scale.engines.nvme import mend_swapping
 from lm_scale.engines.operators import build as build_operators
 from lm_scale.engines.operators import needed
 from lm_scale.engines.process import join_group
@@ -91,6 +92,8 @@ def start(launch: Launch, data: TokenFiles) -> Session:
     join_group()
     torch.manual_seed(arguments.seed)
     on_host(process, lambda: build_operators(needed(strategy), launch.progress.say))
+    if "nvme" in strategy.offload:
+        mend_swapping()
     batches, eval_batches = _batches(launch, data)
     limits = Limits.of(arguments, batches.samples_in_epoch / strategy.batch.global_batch)
     fill_schedule(strategy, limits.planned_steps, limits.warmup_steps)

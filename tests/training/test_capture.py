@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 PROGRAM = """
@@ -40,5 +41,9 @@ def test_everything_printed_is_in_the_log_under_its_rank(tmp_path: Path) -> None
 
 
 def test_the_last_words_of_a_rank_that_aborts_are_kept(tmp_path: Path) -> None:
-    assert run(tmp_path / "log.txt", "die").returncode < 0
-    assert "[rank 3] last words of C++" in (tmp_path / "log.txt").read_text()
+    log = tmp_path / "log.txt"
+    assert run(log, "die").returncode < 0
+    deadline = time.monotonic() + 10  # the prefixer is a process of its own: it may still be writing
+    while "last words" not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert "[rank 3] last words of C++" in log.read_text()
