@@ -105,7 +105,8 @@ def train(session: Session, stop: StopRequest) -> Trained:
     step, elapsed_s, status = session.first_step, session.elapsed_s, None
     peak = session.launch.strategy.learning_rate
     session.launch.progress.begin(limits, step, arguments.logging_steps)
-    session.update(started_at=now())
+    if step == 0:
+        session.update(started_at=now())
     meter.restart(elapsed_s)
     while status is None:
         step += 1
@@ -126,7 +127,7 @@ def train(session: Session, stop: StopRequest) -> Trained:
         session.record("step", **values)
         session.launch.progress.step(values)
         status = _status(session, step, measured, result.skipped)
-        if step == session.first_step + 1:
+        if step == 1:
             session.update(state_bytes=engine.state_bytes())
             meter.pause()
         if status is None and arguments.eval_steps and step % arguments.eval_steps == 0:
