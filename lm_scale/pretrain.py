@@ -127,6 +127,9 @@ def train(session: Session, stop: StopRequest) -> Trained:
         session.record("step", **values)
         session.launch.progress.step(values)
         status = _status(session, step, measured, result.skipped)
+        if result.skipped and status is None:  # it is done again on the same samples, at the lower loss scale
+            step -= 1
+            continue
         if step == 1:
             session.update(state_bytes=engine.state_bytes())
             meter.pause()
@@ -151,7 +154,7 @@ def _status(session: Session, step: int, measured: Measured, skipped: bool) -> s
         return "diverged"
     if measured.stop_requested:
         return "interrupted"
-    return session.limits.status(step, measured.elapsed_s)
+    return session.limits.status(step - skipped, measured.elapsed_s)
 
 
 def evaluate(session: Session, step: int, elapsed_s: float, final: bool) -> None:

@@ -34,6 +34,7 @@ class LossModule:
     notes: list[str]
 
 
+OWN_CONTEXT_BYTES = 2**30
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -182,3 +183,11 @@ def _host_warnings(launch: Launch) -> list[str]:
     if machine.device == "cpu" and process.local_world_size > machine.count:
         return [f"{process.local_world_size} ranks share {machine.count} CPU cores; they will wait for each other"]
     return []
+
+
+def memory_of_others(device: torch.device) -> int:
+    """Bytes of the device that other processes hold; 0 on a CPU. A CUDA context of our own takes up to about 0.6 GiB."""
+    if device.type == "cpu":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    return max(0, total - free - torch.cuda.memory_reserved(device) - OWN_CONTEXT_BYTES)

@@ -11,7 +11,7 @@ import torch
 from lm_scale.data.batches import EvalBatches, Samples, TrainBatches
 from lm_scale.data.tokens import TokenFiles
 from lm_scale.engines.deepspeed import DeepSpeedEngine
-from lm_scale.engines.describe import DTYPES, LossModule, make_header, summary
+from lm_scale.engines.describe import DTYPES, LossModule, make_header, memory_of_others, summary
 from lm_scale.engines.launch import Launch, on_host
 from lm_scale.engines.nvme import mend_swapping
 from lm_scale.engines.operators import build as build_operators
@@ -26,6 +26,7 @@ from lm_scale.training import checkpoint
 from lm_scale.training.limits import Limits
 from lm_scale.training.meter import Meter
 from lm_scale.training.mirror import Mirror
+from lm_scale.training.progress import human_bytes
 
 
 @dataclass
@@ -109,6 +110,10 @@ def start(launch: Launch, data: TokenFiles) -> Session:
         session.update(wandb_url=session.mirror.url)
     if arguments.resume:
         _resume(session)
+    if taken := memory_of_others(engine.device):
+        message = f"other processes hold {human_bytes(taken)} of this device: times and memory are not this run's alone"
+        writer.append("event", event="device_shared", rank=process.rank, message=message)
+        launch.progress.say(f"warning    {message}")
     return session
 
 
