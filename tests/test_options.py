@@ -85,7 +85,10 @@ def test_a_scheduler_in_the_json_is_the_one_that_runs(pretrain: Launch, tmp_path
     done = pretrain(*words, *TINY, *SHORT)
     assert done.returncode == 0, done.stderr
     scheduled = read(tmp_path / "scheduled")
-    assert json.loads((tmp_path / "scheduled" / "ds_config.json").read_text())["scheduler"]["params"]["total_num_steps"] == 4
+    assert (
+        json.loads((tmp_path / "scheduled" / "ds_config.json").read_text())["scheduler"]["params"]["total_num_steps"]
+        == 4
+    )
     assert scheduled.header["schedule"]["type"] == "WarmupDecayLR"
     # Linear from 0 over two steps, then linear to 0 at step 4, as DeepSpeed counts: at 0, 1, 2, 3.
     assert [step["lr"] for step in scheduled.of("step")] == pytest.approx([0.0, 5e-4, 1e-3, 5e-4])
@@ -102,13 +105,17 @@ def test_bf16_runs_at_every_stage(pretrain: Launch, tmp_path: Path, plain: Run, 
 
 def test_gpt2_trains_and_a_directory_is_continued(pretrain: Launch, tmp_path: Path) -> None:
     config = {"model_type": "gpt2", "vocab_size": 8192, "n_positions": 128, "n_embd": 64, "n_layer": 2, "n_head": 2}
-    (tmp_path / "config.json").write_text(json.dumps({**config, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0})
+    )
     given = ("--ds_config", str(CONFIGS / "zero2.json"), "--output_dir", str(tmp_path), "--seq_len", "64")
     words = (*given, "--per_device_train_batch_size", "4", "--learning_rate", "1e-2", "--sample_tokens", "4")
     done = pretrain(*words, "--model", str(tmp_path / "config.json"), "--run_name", "new", "--max_steps", "20")
     assert done.returncode == 0, done.stderr
     new = read(tmp_path / "new")
-    done = pretrain(*words, "--model", str(tmp_path / "new" / "checkpoints" / "final"), "--run_name", "on", "--max_steps", "1")
+    done = pretrain(
+        *words, "--model", str(tmp_path / "new" / "checkpoints" / "final"), "--run_name", "on", "--max_steps", "1"
+    )
     assert done.returncode == 0, done.stderr
     assert losses(new)[0] == pytest.approx(math.log(8192), abs=0.3)
     assert losses(read(tmp_path / "on"))[0] < losses(new)[0] - 0.5
@@ -126,8 +133,20 @@ def test_an_interrupt_ends_the_step_and_keeps_a_checkpoint(tmp_path: Path, launc
     script = [str(ROOT / "launch" / "pretrain.py"), "--ds_config", str(CONFIGS / "zero1.json"), *TINY]
     script += ["--max_steps", "100000", "--save_steps", "100000", "--output_dir", str(tmp_path), "--run_name", launcher]
     programs = {
-        "deepspeed": [str(Path(sys.executable).parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())],
-        "torchrun": [str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port())],
+        "deepspeed": [
+            str(Path(sys.executable).parent / "deepspeed"),
+            "--num_gpus",
+            "2",
+            "--master_port",
+            str(free_port()),
+        ],
+        "torchrun": [
+            str(Path(sys.executable).parent / "torchrun"),
+            "--nproc_per_node",
+            "2",
+            "--master_port",
+            str(free_port()),
+        ],
         "python": [sys.executable],
     }
     process = subprocess.Popen(
@@ -159,7 +178,9 @@ def test_a_killed_rank_is_a_crashed_run_and_no_process_stays(tmp_path: Path) -> 
     script = [str(ROOT / "launch" / "pretrain.py"), "--ds_config", str(CONFIGS / "zero2.json"), *TINY]
     script += ["--max_steps", "100000", "--output_dir", str(tmp_path), "--run_name", "killed"]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
-    process = subprocess.Popen([*launcher, *script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [*launcher, *script], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    )
     metrics = tmp_path / "killed" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.is_file() and metrics.read_text().count('"kind": "step"') > 3):

@@ -1,6 +1,6 @@
 """From the command to the end of the first step, beside a bare DeepSpeed script: interleaved pairs, operators warm.
 
-    python tests/bench/bench_startup.py --pairs 6 > result.json
+python tests/bench/bench_startup.py --pairs 6 > result.json
 """
 
 from __future__ import annotations
