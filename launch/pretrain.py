@@ -1,4 +1,4 @@
-"""The script that `deepspeed`, `torchrun` and `srun` start: `deepspeed launch/pretrain.py --ds_config ds_configs/zero2.json`."""
+"""The script that launchers start: `deepspeed launch/pretrain.py --ds_config ds_configs/zero2.json`."""
 
 import sys
 from pathlib import Path

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import inspect
 import json
 import os
 import re
@@ -207,7 +208,9 @@ def seconds(text: str, name: str) -> float:
         UserError: it is no duration, or not above zero.
     """
     parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip())
-    total = sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1))) if parts else 0.0
+    total = (
+        sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True)) if parts else 0.0
+    )
     if not total > 0:
         raise UserError(f"{name} {text}: not a duration; write it like 90s, 30m or 2h")
     return total
@@ -266,7 +269,7 @@ def _parser(cls: type, command: str, summary: str) -> argparse.ArgumentParser:
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for owner in cls.__mro__:
-        own = [fields[name] for name in owner.__dict__.get("__annotations__", {}) if name in fields]
+        own = [fields[name] for name in inspect.get_annotations(owner) if name in fields]
         if own:
             group = parser.add_argument_group(
                 owner.__name__.removesuffix("Arguments").lower(), (owner.__doc__ or "").split("\n")[0]
@@ -300,8 +303,8 @@ def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
 
 def _value_type(hint: Any) -> type:
     """The type of one value: `int | None` and `list[int]` are both options that take an `int`."""
-    inner = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
-    return inner[0] if inner else hint
+    inner: list[type] = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+    return inner[0] if inner else typing.cast(type, hint)
 
 
 def _boolean(text: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lm_scale.arguments import GenerateArguments, UserError, parse, run_command
 
@@ -27,12 +28,13 @@ def main(argv: Sequence[str]) -> int:
 
     from lm_scale.training.sampling import continue_text
 
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.captureWarnings(True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for folder in folders:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").to(device)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+        model.to(device)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         for prompt in arguments.prompt:
             text = continue_text(

@@ -165,9 +165,15 @@ def evaluate(session: Session, step: int, elapsed_s: float, final: bool) -> None
     bits_per_byte = sums.loss_sum / math.log(2) / sums.label_bytes if sums.label_bytes else None
     eval_s = time.perf_counter() - begin
     session.record(
-        "eval", step=step, elapsed_s=elapsed_s, loss=loss, bits_per_byte=bits_per_byte, tokens=sums.labels, eval_s=eval_s,
+        "eval",
+        step=step,
+        elapsed_s=elapsed_s,
+        loss=loss,
+        bits_per_byte=bits_per_byte,
+        tokens=sums.labels,
+        eval_s=eval_s,
         final=final,
-    )  # fmt: skip
+    )
     session.launch.progress.say(f"eval       loss {loss:.4f} at step {step} ({sums.labels:,} tokens, {eval_s:.1f} s)")
 
 

@@ -44,7 +44,8 @@ optimizer    type, learning_rate, weight_decay, params (as executed), decayed_pa
 schedule     type, warmup_steps, planned_steps, budget_s
 seed
 versions     lm_scale, python, torch, deepspeed, transformers, datasets, tokenizers, numpy
-hardware     device, device_count, device_memory_bytes, device_peak_flops_per_s, cpus, threads_per_rank, host_memory_bytes
+hardware     device, device_count, device_memory_bytes, device_peak_flops_per_s, cpu, cpus, threads_per_rank,
+             host_memory_bytes
 git          commit, dirty (of the folder the command was started in)
 state_bytes  parameters, gradients, master_weights, optimizer: live tensors of the fullest rank, by kind
 predicted    what was computed before step 1
@@ -102,7 +103,7 @@ class Writer:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._metrics = open(path / "metrics.jsonl", "ab", buffering=0)
+        self._metrics = open(path / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115 - open as long as the run
 
     @classmethod
     def create(cls, path: Path, header: Header, ds_config: dict[str, Any]) -> Writer:

@@ -1,4 +1,4 @@
-"""Trains each DeepSpeed JSON named on the command line in Hugging Face's Trainer; the first rank prints a line a JSON."""
+"""Trains each DeepSpeed JSON of the command line in Hugging Face's Trainer; the first rank prints a line a JSON."""
 
 from __future__ import annotations
 

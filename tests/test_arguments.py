@@ -35,9 +35,9 @@ def test_types_lists_and_flags() -> None:
 
 @pytest.mark.parametrize("name", ["arguments.yaml", "arguments.json"])
 def test_the_command_line_wins_over_a_file_and_the_file_over_defaults(tmp_path: Path, name: str) -> None:
-    text = {"arguments.yaml": "max_steps: 7\nseq_len: 64\noverride: [a=1, b=2]\nno_save: true\n",
-            "arguments.json": '{"max_steps": 7, "seq_len": 64, "override": ["a=1", "b=2"], "no_save": true}'}[name]  # fmt: skip
-    (tmp_path / name).write_text(text)
+    as_yaml = "max_steps: 7\nseq_len: 64\noverride: [a=1, b=2]\nno_save: true\n"
+    as_json = '{"max_steps": 7, "seq_len": 64, "override": ["a=1", "b=2"], "no_save": true}'
+    (tmp_path / name).write_text(as_json if name.endswith(".json") else as_yaml)
     arguments = pretrain("--arguments", str(tmp_path / name), "--max_steps", "9")
     assert (arguments.max_steps, arguments.seq_len, arguments.override, arguments.no_save) == (
         9,

@@ -1,4 +1,4 @@
-"""The eight shipped strategies, run once each by `compare` on two CPU ranks: what a user may rely on in their records."""
+"""The eight shipped strategies, run once each by `compare` on two CPU ranks: what their records hold."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ ModelBuilder = Callable[
 
 
 class DeepSpeedEngine:
-    """See `interface.Engine`. `build_model(partition, gather)` returns the loss module, whose `model` is transformers' own."""
+    """See `interface.Engine`. `build_model(partition, gather)` returns the loss module around transformers' `model`."""
 
     def __init__(self, strategy: Strategy, build_model: ModelBuilder) -> None:
         self._strategy = strategy
@@ -62,7 +62,7 @@ class DeepSpeedEngine:
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
         self._lr = float(self._optimizer.param_groups[0]["lr"])
-        # DeepSpeed divides by the accumulation and averages over the ranks; the labels of the whole batch are the mean's.
+        # DeepSpeed divides by the accumulation and averages over the ranks; wanted is the mean over all labels.
         scale = engine.gradient_accumulation_steps() * engine.dp_world_size / max(batches.label_count, 1)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         clock = PhaseClock(self.device)

@@ -11,11 +11,11 @@ import torch
 
 from lm_scale.costs.devices import peak_flops_per_s
 from lm_scale.costs.flops import model_flops_per_token
+from lm_scale.costs.shapes import model_shape
 from lm_scale.data.batches import TrainBatches
 from lm_scale.data.tokens import TokenFiles
 from lm_scale.engines.deepspeed import DeepSpeedEngine
 from lm_scale.engines.launch import Launch
-from lm_scale.costs.shapes import model_shape
 from lm_scale.models.loss import CausalLMLoss
 from lm_scale.records import Header, now, process_identity
 from lm_scale.training.header import git_state, hardware, untested, versions
@@ -158,7 +158,8 @@ def summary(run_dir: Path, header: Header, engine: DeepSpeedEngine, save: bool) 
     where = machine["device"]
     if where == "cpu":
         where = f"{machine['cpu']} (CPU), {machine['threads_per_rank']} of {machine['cpus']} cores each"
-    strategy = f"{header['strategy']['name']}: ZeRO-{header['strategy']['zero_stage']}, offload {header['strategy']['offload']}"
+    chosen = header["strategy"]
+    strategy = f"{chosen['name']}: ZeRO-{chosen['zero_stage']}, offload {chosen['offload']}"
     if numerics["activation_checkpointing"]:
         strategy += ", activation checkpointing"
     reason = f": {numerics['loss_reason']}" if numerics["loss_reason"] else ""
@@ -186,7 +187,7 @@ def _host_warnings(launch: Launch) -> list[str]:
 
 
 def memory_of_others(device: torch.device) -> int:
-    """Bytes of the device that other processes hold; 0 on a CPU. A CUDA context of our own takes up to about 0.6 GiB."""
+    """Bytes of the device that other processes hold; 0 on a CPU. Our own CUDA context takes up to about 0.6 GiB."""
     if device.type == "cpu":
         return 0
     free, total = torch.cuda.mem_get_info(device)

@@ -38,10 +38,12 @@ def agree(process: Process, action: Callable[[], Result]) -> Result:
             outcome = ("result", action())
         except UserError as error:
             outcome = ("error", str(error))
-    kind, value = broadcast_object(outcome)  # type: ignore[misc]
+    agreed: Any = broadcast_object(outcome)
+    kind, value = agreed
     if kind == "error":
         raise UserError(value)
-    return value  # type: ignore[no-any-return]
+    result: Result = value
+    return result
 
 
 def on_host(process: Process, action: Callable[[], None]) -> None:

@@ -1,21 +1,21 @@
 """NVMe offload: what must be there before it starts, and a fault of DeepSpeed's that is mended from outside.
 
-DeepSpeed 0.19.8 trains wrongly with an optimizer on NVMe at some shapes, without a word. Its asynchronous I/O opens the
-swap files with O_DIRECT (`ops/csrc/aio/common/deepspeed_aio_common.cpp:269`) and never looks at the result of a finished
-request (`_do_io_complete`, 112-127), so a transfer that the kernel refuses counts as done and leaves the destination as
-it was. The kernel refuses an address that is no multiple of the drive's DMA alignment (512 bytes on most) and a length
-that is no multiple of its block (512 or 4096 bytes). Three places ask for such transfers:
+DeepSpeed 0.19.8 trains wrongly with an optimizer on NVMe at some shapes, without a word. Its asynchronous I/O opens
+the swap files with O_DIRECT (`ops/csrc/aio/common/deepspeed_aio_common.cpp:269`) and never looks at the result of a
+finished request (`_do_io_complete`, 112-127), so a transfer that the kernel refuses counts as done and leaves the
+destination as it was. The kernel refuses an address that is no multiple of the drive's DMA alignment (512 bytes on
+most) and a length that is no multiple of its block (512 or 4096 bytes). Three places ask for such transfers:
 
-* `_swap_out_gradients` (`runtime/swap_tensor/optimizer_utils.py:256-286`) swaps each gradient partition of at least 1 MiB
-  on its own and has it read back to its offset in the flat buffer, which is any multiple of four bytes: Adam then steps
-  on what the buffer held before.
-* `swap_into_buffer` (`runtime/swap_tensor/partitioned_param_swapper.py:326-349`) checks the length of its destination, not
-  its address.
-* `AIO_ALIGNED_BYTES` (`runtime/swap_tensor/utils.py:15`) rounds lengths to 1024 bytes, which a drive with blocks of 4096
-  bytes refuses to write.
+* `_swap_out_gradients` (`runtime/swap_tensor/optimizer_utils.py:256-286`) swaps each gradient partition of at least 1
+  MiB on its own and has it read back to its offset in the flat buffer, which is any multiple of four bytes: Adam then
+  steps on what the buffer held before.
+* `swap_into_buffer` (`runtime/swap_tensor/partitioned_param_swapper.py:326-349`) checks the length of its
+  destination, not its address.
+* `AIO_ALIGNED_BYTES` (`runtime/swap_tensor/utils.py:15`) rounds lengths to 1024 bytes, which a drive with blocks of
+  4096 bytes refuses to write.
 
-With the mend every swapped piece begins and ends at a multiple of 4096 bytes; what is left over stays in memory, by the
-path that DeepSpeed has for small gradients. Losses, norms and weights then equal those of `device: cpu` exactly.
+With the mend every swapped piece begins and ends at a multiple of 4096 bytes; what is left over stays in memory, by
+the path that DeepSpeed has for small gradients. Losses, norms and weights then equal those of `device: cpu` exactly.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def check_nvme(strategy: Strategy) -> None:
     """Make the folder of an NVMe offload and see that its library is there.
 
     Raises:
-        UserError: `fast_init` is on (DeepSpeed gets it wrong), the path is missing from the JSON, its parent does not exist, it cannot be written, or libaio is absent.
+        UserError: `fast_init` is on (DeepSpeed gets it wrong), the path is missing from the JSON, its parent does not
+            exist, it cannot be written, or libaio is absent.
     """
     for block in ("offload_optimizer", "offload_param"):
         if get(strategy.document, f"zero_optimization.{block}.device") != "nvme":
@@ -91,8 +92,8 @@ def check_nvme(strategy: Strategy) -> None:
         dotted = f"zero_optimization.{block}.nvme_path"
         if get(strategy.document, f"zero_optimization.{block}.fast_init"):
             raise UserError(
-                f"{strategy.path}: zero_optimization.{block}.fast_init: with NVMe DeepSpeed then trains on weights that it "
-                "never read; set it to false"
+                f"{strategy.path}: zero_optimization.{block}.fast_init: with NVMe DeepSpeed then trains on weights "
+                "that it never read; set it to false"
             )
         stated = get(strategy.document, dotted)
         if not isinstance(stated, str):
@@ -109,8 +110,8 @@ def check_nvme(strategy: Strategy) -> None:
             raise UserError(f"{strategy.path}: {dotted}: {path}: {error.strerror}") from None
         if ctypes.util.find_library("aio") is None or not _libaio_header():
             raise UserError(
-                f"{strategy.path}: {dotted}: NVMe offload needs libaio; install the package libaio-dev (Debian, Ubuntu) "
-                "or libaio-devel (Fedora, RHEL)"
+                f"{strategy.path}: {dotted}: NVMe offload needs libaio; install the package libaio-dev "
+                "(Debian, Ubuntu) or libaio-devel (Fedora, RHEL)"
             )
 
 

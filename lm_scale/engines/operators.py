@@ -1,8 +1,8 @@
 """DeepSpeed's C++ operators: which ones a strategy needs, and building each once, said and without a stale lock.
 
-DeepSpeed compiles an operator at its first use, on every rank, silently. A build that was killed leaves a `lock` file in
-the extension's folder on which the next build waits for ever. Here the first rank of a host builds under a lock of the
-kernel's, which a kill releases; whoever holds it knows that a `lock` file beside it is nobody's.
+DeepSpeed compiles an operator at its first use, on every rank, silently. A build that was killed leaves a `lock` file
+in the extension's folder on which the next build waits for ever. Here the first rank of a host builds under a lock of
+the kernel's, which a kill releases; whoever holds it knows that a `lock` file beside it is nobody's.
 """
 
 from __future__ import annotations

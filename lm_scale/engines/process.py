@@ -29,7 +29,7 @@ class Process:
 
 
 def prepare_environment(machine: Machine) -> Process:
-    """Complete the environment that a launcher left (`deepspeed`, `torchrun`, `srun`, or none) and read this rank off it.
+    """Complete the environment that a launcher left (`deepspeed`, `torchrun`, `srun`, none) and read this rank off it.
 
     It must run before torch is imported, which reads OMP_NUM_THREADS once. On a CPU each rank gets cores / ranks
     threads, unless the user set it: more threads than cores made two ranks 2.5 times slower when measured.

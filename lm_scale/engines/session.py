@@ -151,7 +151,8 @@ def _loss_module(launch: Launch, data: TokenFiles, made: list[LossModule], parti
         gather=gather,
     )
     if launch.strategy.activation_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute: Any = model.gradient_checkpointing_enable
+        recompute(gradient_checkpointing_kwargs={"use_reentrant": False})
     choice = choose_loss(model, arguments.loss, "cpu" if launch.machine.device == "cpu" else "cuda")
     module = CausalLMLoss(model, choice.mode)
     if arguments.torch_compile:

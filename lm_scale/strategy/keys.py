@@ -50,7 +50,7 @@ STRICT_BLOCKS = ("zero_optimization", "bf16", "fp16", "tensor_parallel", "compil
 
 
 def _is_comment(path: str) -> bool:
-    """`_comment` and its like say on purpose that nobody reads them; where DeepSpeed is strict they still are errors."""
+    """`_comment` and its like say on purpose that nobody reads them; where DeepSpeed is strict they are errors."""
     return path.rpartition(".")[2].startswith(("_", "#", "//")) and path.split(".")[0] not in STRICT_BLOCKS
 
 
@@ -82,7 +82,8 @@ def _ignored_blocks(document: Document) -> list[str]:
         device = get(document, f"zero_optimization.{block}.device", "none")
         if device != "none" and isinstance(stage, int) and stage < least:
             found.append(
-                f"zero_optimization.{block}: DeepSpeed ignores it at stage {stage}; raise the stage to {least} or delete it"
+                f"zero_optimization.{block}: DeepSpeed ignores it at stage {stage}; "
+                f"raise the stage to {least} or delete it"
             )
     return found
 

@@ -7,9 +7,10 @@ JSON is an error that names both. The keys that may be `"auto"` are those that H
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lm_scale.arguments import ModelArguments, StrategyArguments, UserError
 from lm_scale.strategy.batch import Batch, solve
@@ -18,6 +19,7 @@ from lm_scale.strategy.load import Document, get, load, override, put, walk
 from lm_scale.strategy.machine import Machine
 
 AUTO = "auto"
+Precision = Literal["fp32", "bf16", "fp16"]
 DEFAULT_LEARNING_RATE = 5e-4
 DEFAULT_WEIGHT_DECAY = 0.1
 SCHEDULE_KEYS = ("total_num_steps", "warmup_num_steps", "warmup_min_lr", "warmup_max_lr")
@@ -34,7 +36,7 @@ class Strategy:
     batch: Batch
     zero_stage: int
     offload: str
-    precision: str
+    precision: Precision
     precision_reason: str
     reduction_precision: str
     master_weights: bool
@@ -185,18 +187,20 @@ def _batch(filling: _Filling, arguments: StrategyArguments, data_parallel: int) 
     return batch
 
 
-def _precision(filling: _Filling, arguments: StrategyArguments, machine: Machine) -> tuple[str, str]:
+def _precision(filling: _Filling, arguments: StrategyArguments, machine: Machine) -> tuple[Precision, str]:
     document = filling.document
     if "bf16" not in document and "bfloat16" in document:
         document["bf16"] = document.pop("bfloat16")
     for block in ("bf16", "fp16"):
         filling.agree(f"{block}.enabled", getattr(arguments, block), f"--{block}")
-    stated = {block: get(document, f"{block}.enabled") for block in ("bf16", "fp16")}
+    blocks: tuple[Precision, ...] = ("bf16", "fp16")
+    stated = {block: get(document, f"{block}.enabled") for block in blocks}
     wanted = {block: stated[block] in (None, AUTO) and getattr(arguments, block) for block in stated}
     fixed = [block for block in stated if stated[block] is True or wanted[block]]
     if len(fixed) == 2:
         raise UserError(f"{filling.path}: bf16 and fp16 are both on; turn one of them off")
     automatic = {b for b in stated if stated[b] == AUTO and getattr(arguments, b) is None}
+    precision: Precision
     if fixed:
         precision, reason = fixed[0], "the JSON says so" if stated[fixed[0]] is True else f"--{fixed[0]}"
     elif "bf16" in automatic and machine.bf16:
@@ -240,7 +244,7 @@ def _optimizer(filling: _Filling, arguments: StrategyArguments) -> None:
 
 def _buckets(filling: _Filling, hidden_size: int | None) -> None:
     """The sizes that Hugging Face derives from the model's hidden size, by its formulas."""
-    formulas = {
+    formulas: dict[str, Callable[[int], int]] = {
         "reduce_bucket_size": lambda hidden: hidden * hidden,
         "stage3_prefetch_bucket_size": lambda hidden: int(0.9 * hidden * hidden),
         "stage3_param_persistence_threshold": lambda hidden: 10 * hidden,

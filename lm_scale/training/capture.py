@@ -1,12 +1,13 @@
 """What frameworks print goes to the run's log, whole, whoever prints it: Python, C++ and compilers alike.
 
-File descriptors 1 and 2 are replaced, so nothing escapes. Until the run directory exists the text is kept in a temporary
-file; then `sed`, a process of its own, prefixes each line with the rank and appends it to `log.txt`: it writes the last
-words of a rank that died in C++, which a thread of that rank could not.
+File descriptors 1 and 2 are replaced, so nothing escapes. Until the run directory exists the text is kept in a
+temporary file; then `sed`, a process of its own, prefixes each line with the rank and appends it to `log.txt`: it
+writes the last words of a rank that died in C++, which a thread of that rank could not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -66,10 +67,9 @@ class Capture:
             os.close(saved)
         self.terminal.flush()
         if self._prefixer is not None:
-            try:
+            # On a timeout a child of ours still holds the pipe; the log stays open for it.
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._prefixer.wait(timeout=5)
-            except subprocess.TimeoutExpired:  # a child of ours still holds the pipe; the log stays open for it
-                pass
         elif not self._early.closed:
             self._early.close()
 

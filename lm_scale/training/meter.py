@@ -1,7 +1,7 @@
 """Measuring steps: where each one's time went, what memory it took, and which rank was slowest.
 
-Host clocks on a CPU; on an accelerator, events on its stream, so that measuring adds no synchronisation to the loop: the
-one per step is the reading of its loss.
+Host clocks on a CPU; on an accelerator, events on its stream, so that measuring adds no synchronisation to the loop:
+the one per step is the reading of its loss.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PhaseClock:
     def _now(self) -> Any:
         if not self._on_device:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Mirror:
-    """Repeats records to W&B. Offline where there is no login; after its first failure it says so once and is silent."""
+    """Repeats records to W&B, offline where there is no login. After its first failure it says so and is silent."""
 
     def __init__(self, directory: Path, header: dict[str, Any], warn: Callable[[str], None]) -> None:
         self._warn = warn

@@ -10,7 +10,7 @@ from lm_scale.training.checkpoint import UNFINISHED, publish
 
 
 def final_bytes(model: Any) -> int:
-    """Bytes of the directory's tensors, known before any is gathered (`ds_numel` is a partitioned parameter's own size)."""
+    """Bytes of the directory's tensors, known before any is gathered (`ds_numel`: the whole of a partitioned one)."""
     return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
 
 
