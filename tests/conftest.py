@@ -24,7 +24,10 @@ STRATEGIES = (
     "zero3_nvme",
     "zero2_activation_checkpointing",
 )
-TINY = ("--model", "tiny", "--seq_len", "64", "--per_device_train_batch_size", "2", "--learning_rate", "1e-3")
+TINY = (
+    *("--model", "tiny", "--seq_len", "64", "--per_device_train_batch_size", "2", "--learning_rate", "1e-3"),
+    *("--per_device_eval_batch_size", "32"),
+)
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -1,9 +1,9 @@
 """What lm-scale's loop costs beside a bare DeepSpeed loop and Hugging Face's Trainer: ratios of interleaved blocks.
 
 Three engines stand in the same two processes, with the same model, weights, loss, text and resolved JSON; blocks of
-a few steps of each follow one another, and each block of one is set against its neighbour of the other. The bare
-loop is that of DeepSpeed's "Getting started": `deepspeed.initialize(training_data=...)`, then forward, backward, step. lm-scale's
-block has all that a run has: metering, exchange, records, progress.
+a few steps of each follow one another, and each block of one is set against its neighbour of the other. The bare loop
+is that of DeepSpeed's "Getting started": `deepspeed.initialize(training_data=...)`, then forward, backward, step.
+lm-scale's block has all that a run has: metering, exchange, records, progress.
 
     python tests/bench/bench_overhead.py --pairs 12 > result.json
 """
