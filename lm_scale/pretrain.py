@@ -26,8 +26,8 @@ from lm_scale.records import now
 if TYPE_CHECKING:
     from lm_scale.engines.session import Session
     from lm_scale.training.limits import StopRequest
-    from lm_scale.training.meter import Measured
 
+MOST_SKIPS = 50
 EXIT_STATUS = {"completed": 0, "budget": 0, "interrupted": EXIT_INTERRUPTED}
 
 
@@ -102,7 +102,7 @@ def run(launch: Any) -> int:
 def train(session: Session, stop: StopRequest) -> Trained:
     """The loop: step, measure, record, and now and then evaluate and save."""
     arguments, limits, engine, meter = session.launch.arguments, session.limits, session.engine, session.meter
-    step, elapsed_s, status = session.first_step, session.elapsed_s, None
+    step, elapsed_s, status, skips = session.first_step, session.elapsed_s, None, 0
     peak = session.launch.strategy.learning_rate
     session.launch.progress.begin(limits, step, arguments.logging_steps)
     if step == 0:
@@ -126,7 +126,8 @@ def train(session: Session, stop: StopRequest) -> Trained:
         }
         session.record("step", **values)
         session.launch.progress.step(values)
-        status = _status(session, step, measured, result.skipped)
+        skips = skips + 1 if result.skipped else 0
+        status = _status(session, values, skips, measured.stop_requested)
         if result.skipped and status is None:  # it is done again on the same samples, at the lower loss scale
             step -= 1
             continue
@@ -144,17 +145,22 @@ def train(session: Session, stop: StopRequest) -> Trained:
     return Trained(status, step, elapsed_s)
 
 
-def _status(session: Session, step: int, measured: Measured, skipped: bool) -> str | None:
-    """Why the run ends after this step, None where it goes on; the same on every rank."""
-    scaled = session.launch.strategy.precision == "fp16"
-    if not math.isfinite(measured.loss) and not (scaled and skipped):
-        message = f"loss {measured.loss} at step {step}"
-        session.record("event", event="error", step=step, message=message)
+def _status(session: Session, values: dict[str, Any], skips: int, stop_requested: bool) -> str | None:
+    """Why the run ends after this step, None where it goes on; the same on every rank.
+
+    Loss scaling may skip a step whose gradients overflow, and then lowers its scale. Without it, or when that has not
+    helped for `MOST_SKIPS` times, numbers that are not finite mean that the run has diverged.
+    """
+    scaled = session.launch.strategy.precision == "fp16" and skips <= MOST_SKIPS
+    wrong = [name for name in ("loss", "grad_norm") if values[name] is not None and not math.isfinite(values[name])]
+    if wrong and not (scaled and values["skipped"]):
+        message = f"{wrong[0]} {values[wrong[0]]} at step {values['step']}"
+        session.record("event", event="error", step=values["step"], message=message)
         session.update(last_error=message)
         return "diverged"
-    if measured.stop_requested:
+    if stop_requested:
         return "interrupted"
-    return session.limits.status(step - skipped, measured.elapsed_s)
+    return session.limits.status(values["step"] - values["skipped"], values["elapsed_s"])
 
 
 def evaluate(session: Session, step: int, elapsed_s: float, final: bool) -> None:
