@@ -5,7 +5,11 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment ""
 cd "$root"
+case " $*" in
+    *" --budget"* | *" --max_steps"* | *" --num_train_epochs"*) length=() ;;
+    *) length=(--max_steps 40) ;;
+esac
 exec "$python" -m lm_scale.compare \
     ds_configs/zero0.json ds_configs/zero1.json ds_configs/zero2.json ds_configs/zero3.json ds_configs/zero2_offload.json \
-    --world_size 2 --model mini --seq_len 256 --per_device_train_batch_size 2 --max_steps 40 \
+    --world_size 2 --model mini --seq_len 256 --per_device_train_batch_size 2 "${length[@]}" \
     --run_name "demo-$(date +%Y%m%d-%H%M%S)" "$@"
