@@ -5,30 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from launches import CONFIGS, ROOT, STRATEGIES, TINY, Launch, free_port, has_libaio
 
 from lm_scale.records import Run, read
-
-ROOT = Path(__file__).parents[1]
-CONFIGS = ROOT / "ds_configs"
-STRATEGIES = (
-    "zero0",
-    "zero1",
-    "zero2",
-    "zero3",
-    "zero2_offload",
-    "zero3_offload",
-    "zero3_nvme",
-    "zero2_activation_checkpointing",
-)
-TINY = (
-    *("--model", "tiny", "--seq_len", "64", "--per_device_train_batch_size", "2", "--learning_rate", "1e-3"),
-    *("--per_device_eval_batch_size", "32"),
-)
-Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -68,18 +50,3 @@ def strategies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     assert done.returncode == 0, done.stdout + done.stderr
     (output / "all" / "stdout.txt").write_text(done.stdout)
     return {name: read(output / "all" / name) for name in chosen}
-
-
-def has_libaio() -> bool:
-    """Whether NVMe offload can be built here."""
-    return Path("/usr/include/libaio.h").exists()
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

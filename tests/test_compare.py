@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS, TINY
+from launches import CONFIGS, TINY
 
 from lm_scale.records import read
 

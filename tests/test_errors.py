@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS, TINY, Launch, has_libaio
+from launches import CONFIGS, TINY, Launch, has_libaio
 
 ZERO1 = str(CONFIGS / "zero1.json")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CONFIGS, STRATEGIES, free_port, has_libaio
+from launches import CONFIGS, STRATEGIES, free_port, has_libaio
 
 
 @pytest.fixture(scope="session")

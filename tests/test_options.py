@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS, ROOT, TINY, Launch, free_port
+from launches import CONFIGS, ROOT, TINY, Launch, free_port
 
 from lm_scale.records import Run, read
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS, Launch
+from launches import CONFIGS, Launch
 
 from lm_scale.records import Run, read
 

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS, STRATEGIES, has_libaio
+from launches import CONFIGS, STRATEGIES, has_libaio
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lm_scale import report

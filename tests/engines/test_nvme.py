@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS, Launch, has_libaio
+from launches import CONFIGS, Launch, has_libaio
 
 from lm_scale.records import read
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFIGS
+from launches import CONFIGS
 
 from lm_scale import report
 from lm_scale.records import read
