@@ -48,10 +48,6 @@ def test_recomputing_activations_moves_no_number(pretrain: Launch, tmp_path: Pat
     assert losses(recomputed) == pytest.approx(losses(plain), rel=1e-6)
 
 
-def test_another_seed_is_another_run(pretrain: Launch, tmp_path: Path, plain: Run) -> None:
-    assert losses(run(pretrain, tmp_path, "seed", "--seed", "7"))[0] != losses(plain)[0]
-
-
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
 def test_compiling_is_no_step_time(pretrain: Launch, tmp_path: Path, plain: Run) -> None:
     compiled = run(pretrain, tmp_path, "compiled", "--torch_compile")
@@ -94,11 +90,8 @@ def test_a_scheduler_in_the_json_is_the_one_that_runs(pretrain: Launch, tmp_path
     assert [step["lr"] for step in scheduled.of("step")] == pytest.approx([0.0, 0.0, 5e-4, 1e-3])
 
 
-@pytest.mark.parametrize("stage", [0, 3])
-def test_bf16_runs_with_whole_and_with_partitioned_weights(
-    pretrain: Launch, tmp_path: Path, plain: Run, stage: int
-) -> None:
-    low = run(pretrain, tmp_path, "bf16", "--bf16", "--max_steps", "2", strategy=f"zero{stage}")
+def test_bf16_runs_with_partitioned_weights(pretrain: Launch, tmp_path: Path, plain: Run) -> None:
+    low = run(pretrain, tmp_path, "bf16", "--bf16", "--max_steps", "2", strategy="zero3")
     assert low.header["numerics"]["precision"] == "bf16"
     assert any("bf16 will be very slow" in warning for warning in low.header["warnings"]) or has_native_bf16()
     assert losses(low) == pytest.approx(losses(plain)[:2], rel=2e-3)
