@@ -5,6 +5,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 prepare_environment ""
 cd "$root"
+export DS_ACCELERATOR=cpu
 case " $*" in
     *" --budget"* | *" --max_steps"* | *" --num_train_epochs"*) length=() ;;
     *) length=(--max_steps 40) ;;

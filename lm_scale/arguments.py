@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -186,7 +187,7 @@ def parse(cls: type[Arguments], argv: Sequence[str], command: str, summary: str)
         UserError: an argument is unknown, malformed or missing; it names the nearest known one.
     """
     parser = _parser(cls, command, summary)
-    namespace, unknown = parser.parse_known_args(list(argv))
+    namespace, unknown = parser.parse_known_intermixed_args(_flags_joined(cls, argv))
     for word in unknown:
         if word.startswith("-"):
             raise UserError(f"{word.split('=')[0]}: unknown argument{_did_you_mean(word, cls)}")
@@ -289,7 +290,7 @@ def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
         text += f" (default {field.default})"
     keywords: dict[str, Any] = {"help": text}
     if kind is bool:
-        keywords |= {"type": _boolean, "nargs": "?", "const": True, "metavar": "true|false"}
+        keywords |= {"type": _boolean, "metavar": "true|false"}
     else:
         keywords |= {"type": kind}
         if field.metadata["choices"]:
@@ -301,6 +302,23 @@ def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
     group.add_argument(f"--{field.name}", **keywords)
 
 
+def _flags_joined(cls: type, argv: Sequence[str]) -> list[str]:
+    """The words with `--flag` and `--flag false` written as `--flag=true` and `--flag=false`.
+
+    A flag takes the next word only if that is a truth value, so that it does not swallow a file's name.
+    """
+    hints = typing.get_type_hints(cls)
+    flags = {f"--{field.name}" for field in dataclasses.fields(cls) if _value_type(hints[field.name]) is bool}
+    words: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word in flags:
+            word += f"={rest.pop(0)}" if rest and rest[0].lower() in TRUTH else "=true"
+        words.append(word)
+    return words
+
+
 def _value_type(hint: Any) -> type:
     """The type of one value: `int | None` and `list[int]` are both options that take an `int`."""
     inner: list[type] = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
@@ -308,11 +326,9 @@ def _value_type(hint: Any) -> type:
 
 
 def _boolean(text: str) -> bool:
-    if text.lower() in ("true", "yes", "1"):
-        return True
-    if text.lower() in ("false", "no", "0"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    if text.lower() not in TRUTH:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return TRUTH[text.lower()]
 
 
 def _did_you_mean(word: str, cls: type) -> str:
@@ -350,6 +366,9 @@ def _from_file(cls: type, path: Path) -> dict[str, Any]:
             if one is not None:
                 words.append(f"--{name}={one}")
     positionals = {field.name for field in dataclasses.fields(cls) if field.metadata.get("positional")}
-    plain = {name: [str(one) for one in values[name]] for name in positionals & values.keys()}
+    listed = {
+        name: values[name] if isinstance(values[name], list) else [values[name]] for name in positionals & values.keys()
+    }
+    plain = {name: [str(one) for one in given if one is not None] for name, given in listed.items()}
     options = [word for word in words if word.split("=")[0].removeprefix("--") not in positionals]
     return {**vars(_parser(cls, str(path), "").parse_args(options)), **plain}

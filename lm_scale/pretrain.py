@@ -77,24 +77,28 @@ def run(launch: Any) -> int:
 
     from lm_scale.engines.failure import record_failure
     from lm_scale.engines.process import leave_group
-    from lm_scale.engines.session import start
+    from lm_scale.engines.session import begin, build_engine
     from lm_scale.training.limits import StopRequest
 
     try:
-        session = start(launch, data)
+        session = begin(launch, data)
     except UserError:
         raise
     except Exception:
         print(launch.capture.early_text(), file=launch.capture.terminal)
         raise
     try:
+        build_engine(session)
         trained = train(session, StopRequest())
         if trained.status in ("completed", "budget"):
             finish(session, trained)
         session.end(trained.status)
+    except UserError:
+        raise
     except (Exception, KeyboardInterrupt) as error:
         return record_failure(session, error)
-    launch.progress.say(f"{trained.status}: {session.run_dir}")
+    failed = "error: " if trained.status == "diverged" else ""
+    launch.progress.say(f"{failed}{trained.status}: {session.run_dir}")
     leave_group()
     return EXIT_STATUS.get(trained.status, EXIT_FAILED)
 
@@ -102,7 +106,8 @@ def run(launch: Any) -> int:
 def train(session: Session, stop: StopRequest) -> Trained:
     """The loop: step, measure, record, and now and then evaluate and save."""
     arguments, limits, engine, meter = session.launch.arguments, session.limits, session.engine, session.meter
-    step, elapsed_s, status, skips = session.first_step, session.elapsed_s, None, 0
+    step, elapsed_s, skips = session.first_step, session.elapsed_s, 0
+    status = limits.status(step, elapsed_s) if step else None  # a resumed run may have nothing left to do
     peak = session.launch.strategy.learning_rate
     session.launch.progress.begin(limits, step, arguments.logging_steps)
     if step == 0:
@@ -110,9 +115,10 @@ def train(session: Session, stop: StopRequest) -> Trained:
     meter.restart(elapsed_s)
     while status is None:
         step += 1
+        clock = meter.clock()
         batches = session.batches.step(step)
-        result = engine.train_step(batches, limits.learning_rate(peak, step, elapsed_s))
-        measured = meter.finish(result.clock, result.loss_sum, batches.label_count, stop.received)
+        result = engine.train_step(batches, limits.learning_rate(peak, step, elapsed_s), clock)
+        measured = meter.finish(clock, result.loss_sum, batches.label_count, stop.received)
         elapsed_s = measured.elapsed_s
         values = {
             "step": step,
@@ -132,12 +138,13 @@ def train(session: Session, stop: StopRequest) -> Trained:
             step -= 1
             continue
         if step == 1:
-            session.update(state_bytes=engine.state_bytes())
+            session.measure_machine()
             meter.pause()
         if status is None and arguments.eval_steps and step % arguments.eval_steps == 0:
             evaluate(session, step, elapsed_s, final=False)
             meter.pause()
-        if arguments.save_steps and (step % arguments.save_steps == 0 or status == "interrupted"):
+        due = arguments.save_steps and (step % arguments.save_steps == 0 or status == "interrupted")
+        if due and status != "diverged" and not result.skipped:
             save(session, step, elapsed_s)
             meter.pause()
     session.launch.progress.end()
@@ -167,7 +174,7 @@ def evaluate(session: Session, step: int, elapsed_s: float, final: bool) -> None
     """The loss on the held-out text, token-weighted: the same number at any world size."""
     begin = time.perf_counter()
     sums = session.engine.eval_loss(session.eval_batches)
-    loss = sums.loss_sum / sums.labels
+    loss = sums.loss_sum / max(sums.labels, 1)
     bits_per_byte = sums.loss_sum / math.log(2) / sums.label_bytes if sums.label_bytes else None
     eval_s = time.perf_counter() - begin
     session.record(

@@ -69,9 +69,15 @@ class Run:
 
     @property
     def status(self) -> str:
-        """The header's status, but `crashed` where the process that was `running` is gone."""
+        """The header's status, but `crashed` or `oom` where the process that was `running` is gone."""
         status = str(self.header.get("status"))
-        return "crashed" if status == "running" and not is_alive(self) else status
+        if status == "running" and not is_alive(self):
+            return self.died_of()
+        return status
+
+    def died_of(self) -> str:
+        """What a run was that can no longer say it: `oom` where its first error was that, else `crashed`."""
+        return str((self.first_error() or {}).get("status") or "crashed")
 
     @property
     def last_error(self) -> str | None:

@@ -57,7 +57,8 @@ def test_the_command_line_wins_over_a_file_and_the_file_over_defaults(tmp_path: 
         (["--loss", "quick"], "--loss: invalid choice"),
         (["stray"], "stray: belongs to no argument"),
         (["--max_steps"], "--max_steps: expected one argument"),
-        (["--no_save", "perhaps"], "neither true nor false"),
+        (["--no_save=perhaps"], "neither true nor false"),
+        (["--no_save", "perhaps"], "perhaps: belongs to no argument"),
     ],
 )
 def test_a_mistake_is_named(words: list[str], message: str) -> None:
@@ -109,3 +110,15 @@ def test_help_is_there_and_imports_nothing_heavy(command: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "options:" in done.stdout
+
+
+def test_a_flag_swallows_no_file_and_files_may_stand_anywhere() -> None:
+    words = ["--no_save", "a.json", "--max_steps", "3", "b.json", "--torch_compile", "false"]
+    arguments = parse(CompareArguments, words, "compare", "")
+    assert arguments.ds_configs == ["a.json", "b.json"]
+    assert (arguments.no_save, arguments.torch_compile, arguments.max_steps) == (True, False, 3)
+
+
+def test_one_file_in_a_file_of_arguments_is_one(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("ds_configs: a.json\nmax_steps: 3\n")
+    assert parse(CompareArguments, ["--arguments", str(tmp_path / "a.yaml")], "compare", "").ds_configs == ["a.json"]

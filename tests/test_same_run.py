@@ -67,6 +67,14 @@ def test_a_resumed_run_has_the_losses_of_the_uninterrupted_one(pretrain: Launch,
     assert len([evaluation for evaluation in resumed.of("eval") if evaluation["final"]]) == 1
 
 
+def test_a_finished_run_resumed_trains_no_further(pretrain: Launch, output: Path, two_ranks: Run) -> None:
+    shutil.copytree(two_ranks.path, output / "finished")
+    finished = run(pretrain, output, "finished", "zero2", 2, "--resume", "auto", "--no_save")
+    assert losses(finished) == losses(two_ranks)
+    assert finished.status == "completed"
+    assert finished.of("eval")[-1]["loss"] == pytest.approx(two_ranks.of("eval")[-1]["loss"], rel=1e-6)
+
+
 def test_zero3_resumes_too(pretrain: Launch, output: Path) -> None:
     whole = run(pretrain, output, "zero3", "zero3", 2, "--save_steps", "8", "--no_save")
     shutil.copytree(whole.path, output / "zero3_resumed")
@@ -90,7 +98,7 @@ def test_resuming_another_layout_is_refused(pretrain: Launch, output: Path, two_
     words = ("--ds_config", str(CONFIGS / "zero2.json"), "--resume", str(two_ranks.path), "--output_dir", str(output))
     done = pretrain(*words, *BATCH, *LENGTH, ranks=1)
     assert done.returncode == 2
-    assert "world_size was 2 and is 1 now" in done.stderr
+    assert "layout.world_size was 2 and is 1 now" in done.stderr
 
 
 def test_a_budget_ends_the_run_and_drives_its_schedule(pretrain: Launch, output: Path) -> None:

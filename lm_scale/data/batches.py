@@ -54,7 +54,6 @@ class Samples:
         self.tokens = tokens
         self.packing = packing
         self.seq_len = seq_len
-        self.has_bytes = tokens.bytes is not None
         self._padding = tokens.eos_id or 0
         windows, rest = divmod(len(tokens.ids) - 1, seq_len)
         self._count = (windows + (keep_partial and rest > 0)) if packing else tokens.docs

@@ -55,7 +55,7 @@ class DeepSpeedEngine:
             self._engine.clip_fp32_gradients = self._clip_whole_gradients
         self._lr = 0.0
 
-    def train_step(self, batches: StepBatches, lr: float) -> StepResult:
+    def train_step(self, batches: StepBatches, lr: float, clock: PhaseClock) -> StepResult:
         engine = self._engine
         engine.train()
         if self._scheduler is None:
@@ -65,7 +65,6 @@ class DeepSpeedEngine:
         # DeepSpeed divides by the accumulation and averages over the ranks; wanted is the mean over all labels.
         scale = engine.gradient_accumulation_steps() * engine.dp_world_size / max(batches.label_count, 1)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        clock = PhaseClock(self.device)
         for batch in batches.micro_batches:
             input_ids, labels = self._to_device(batch)
             clock.lap("data")
@@ -84,7 +83,7 @@ class DeepSpeedEngine:
         if not self._whole_gradients:
             self._grad_norm = engine.get_global_grad_norm()
         grad_norm = None if self._grad_norm is None else float(self._grad_norm)
-        return StepResult(loss_sum, grad_norm, not engine.was_step_applied(), clock)
+        return StepResult(loss_sum, grad_norm, not engine.was_step_applied())
 
     def decay_counts(self) -> dict[str, int]:
         """How many parameters weight decay reaches, and how many it leaves out."""

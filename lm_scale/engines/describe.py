@@ -14,13 +14,12 @@ from lm_scale.costs.flops import model_flops_per_token
 from lm_scale.costs.shapes import model_shape
 from lm_scale.data.batches import TrainBatches
 from lm_scale.data.tokens import TokenFiles
-from lm_scale.engines.deepspeed import DeepSpeedEngine
+from lm_scale.engines.interface import Engine
 from lm_scale.engines.launch import Launch
 from lm_scale.models.loss import CausalLMLoss
 from lm_scale.records import Header, now, process_identity
 from lm_scale.training.header import git_state, hardware, untested, versions
 from lm_scale.training.limits import Limits
-from lm_scale.training.probe import matrix_product_flops_per_s
 from lm_scale.training.progress import human_bytes
 from lm_scale.training.weights import final_bytes
 
@@ -39,26 +38,14 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def make_header(
-    launch: Launch, data: TokenFiles, batches: TrainBatches, limits: Limits, engine: DeepSpeedEngine, made: LossModule
+    launch: Launch, data: TokenFiles, batches: TrainBatches, limits: Limits, device: torch.device
 ) -> Header:
+    """All that is known before the model is built, so that a run which fails in building it has a record."""
     arguments, process, strategy = launch.arguments, launch.process, launch.strategy
-    batch, model = strategy.batch, engine.model
-    config = model.config.to_dict()
-    shape = model_shape(config)
-    device_name = "cpu" if engine.device.type == "cpu" else torch.cuda.get_device_name(engine.device)
-    peak = (
-        matrix_product_flops_per_s(DTYPES[strategy.precision])
-        if device_name == "cpu"
-        else (peak_flops_per_s(device_name, strategy.precision))
-    )
-    found = versions()
-    warnings = [
-        *strategy.warnings,
-        *made.notes,
-        *([line] if (line := untested(found)) else []),
-        *_host_warnings(launch),
-    ]
-    flops = model_flops_per_token(shape, arguments.seq_len) if shape else None
+    batch, found = strategy.batch, versions()
+    name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    peak = None if name == "cpu" else peak_flops_per_s(name, strategy.precision)
+    warnings = [*strategy.warnings, *([line] if (line := untested(found)) else []), *_host_warnings(launch)]
     return {
         "status": "running",
         "last_error": None,
@@ -96,17 +83,14 @@ def make_header(
             "master_weights": strategy.master_weights,
             "activation_checkpointing": strategy.activation_checkpointing,
             "torch_compile": arguments.torch_compile,
-            "attn_implementation": model.config._attn_implementation,
-            "loss": made.module.mode,
-            "loss_reason": made.reason,
+            "attn_implementation": None,
+            "loss": None,
+            "loss_reason": None,
         },
         "model": {
             "name": launch.source.name,
-            "params": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()),
-            "vocab_size": model.get_input_embeddings().num_embeddings,
-            "tied_embeddings": model.get_input_embeddings().weight is model.get_output_embeddings().weight,
-            "config": config,
-            "flops_per_token": flops,
+            "source": launch.source.config,
+            **dict.fromkeys(("params", "vocab_size", "tied_embeddings", "config", "flops_per_token")),
         },
         "data": {
             "dataset": arguments.dataset,
@@ -123,7 +107,7 @@ def make_header(
             "learning_rate": strategy.learning_rate,
             "weight_decay": strategy.document["optimizer"]["params"].get("weight_decay"),
             "params": strategy.document["optimizer"]["params"],
-            **engine.decay_counts(),
+            **dict.fromkeys(("decayed_params", "undecayed_params")),
         },
         "schedule": {
             "type": strategy.document.get("scheduler", {}).get("type") or limits.shape,
@@ -134,10 +118,10 @@ def make_header(
         },
         "seed": arguments.seed,
         "versions": found,
-        "hardware": hardware(engine.device, launch.machine.count, process.threads, peak),
+        "hardware": hardware(device, launch.machine.count, process.threads, peak),
         "git": git_state(Path.cwd()),
         "state_bytes": None,
-        "predicted": {"flops_per_token": flops},
+        "predicted": {},
         "warnings": warnings,
         "wandb_url": None,
         "resumed_from": None,
@@ -145,7 +129,35 @@ def make_header(
     }
 
 
-def summary(run_dir: Path, header: Header, engine: DeepSpeedEngine, save: bool) -> list[str]:
+def built_facts(header: Header, engine: Engine, made: LossModule, seq_len: int) -> Header:
+    """The keys of `header` that the built model completes."""
+    model = engine.model
+    config = model.config.to_dict()
+    shape = model_shape(config)
+    flops = model_flops_per_token(shape, seq_len) if shape else None
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return {
+        "numerics": {
+            **header["numerics"],
+            "attn_implementation": model.config._attn_implementation,
+            "loss": made.module.mode,
+            "loss_reason": made.reason,
+        },
+        "model": {
+            **header["model"],
+            "params": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()),
+            "vocab_size": embeddings.num_embeddings,
+            "tied_embeddings": head is not None and embeddings.weight is head.weight,
+            "config": config,
+            "flops_per_token": flops,
+        },
+        "optimizer": {**header["optimizer"], **engine.decay_counts()},
+        "predicted": {"flops_per_token": flops},
+        "warnings": header["warnings"] + made.notes,
+    }
+
+
+def summary(run_dir: Path, header: Header, engine: Engine, save: bool) -> list[str]:
     """What a run is, in at most 15 lines, before its first step."""
     batch, numerics, model, data = header["batch"], header["numerics"], header["model"], header["data"]
     layout, machine, schedule = header["layout"], header["hardware"], header["schedule"]

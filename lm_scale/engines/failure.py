@@ -26,8 +26,7 @@ def record_failure(session: Session, error: BaseException) -> int:
         "oom" if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY) else "crashed"
     )
     session.writer.append("event", event="error", rank=session.launch.process.rank, message=reason, status=status)
-    cause = read(session.run_dir).first_error()
-    assert cause is not None
+    cause = read(session.run_dir).first_error() or {"message": reason}
     session.update(last_error=cause["message"])
     session.end(cause.get("status", status))
     if is_cause:

@@ -24,7 +24,6 @@ class StepResult:
     loss_sum: torch.Tensor
     grad_norm: float | None
     skipped: bool
-    clock: PhaseClock
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,15 @@ class Engine(Protocol):
     model: Any
     """The transformers model itself; its tensors may be partitioned."""
 
-    def train_step(self, batches: StepBatches, lr: float) -> StepResult:
-        """One optimizer step over this rank's micro-batches, at the rate `lr` unless the JSON has its own scheduler."""
+    def train_step(self, batches: StepBatches, lr: float, clock: PhaseClock) -> StepResult:
+        """One optimizer step over this rank's micro-batches, at the rate `lr` unless the JSON has its own scheduler.
+
+        `clock` runs since before the batches were read; the engine ends its laps.
+        """
+        ...
+
+    def decay_counts(self) -> dict[str, int]:
+        """How many parameters weight decay reaches (`decayed_params`) and leaves out (`undecayed_params`)."""
         ...
 
     def lr(self) -> float:

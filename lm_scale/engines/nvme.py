@@ -21,9 +21,10 @@ the path that DeepSpeed has for small gradients. Losses, norms and weights then 
 from __future__ import annotations
 
 import ctypes.util
+import fcntl
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from lm_scale.arguments import UserError
 from lm_scale.strategy.load import get
@@ -113,6 +114,28 @@ def check_nvme(strategy: Strategy) -> None:
                 f"{strategy.path}: {dotted}: NVMe offload needs libaio; install the package libaio-dev "
                 "(Debian, Ubuntu) or libaio-devel (Fedora, RHEL)"
             )
+
+
+def claim_swap_folders(strategy: Strategy) -> list[IO[str]]:
+    """Keep another run of this host off the swap folders while the returned files are open; a kill releases them.
+
+    DeepSpeed names its swap files by rank and parameter alone: two runs in one folder overwrite each other's.
+
+    Raises:
+        UserError: another run holds a folder.
+    """
+    claims: list[IO[str]] = []
+    blocks = (f"zero_optimization.{block}" for block in ("offload_optimizer", "offload_param"))
+    stated = {
+        get(strategy.document, f"{b}.nvme_path") for b in blocks if get(strategy.document, f"{b}.device") == "nvme"
+    }
+    for path in sorted(stated):
+        claims.append(open(Path(path) / ".lm_scale_lock", "w"))  # noqa: SIM115 - held until the process ends
+        try:
+            fcntl.flock(claims[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{strategy.path}: nvme_path {path}: another run uses it; name another folder") from None
+    return claims
 
 
 def _libaio_header() -> bool:

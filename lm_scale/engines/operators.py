@@ -55,8 +55,10 @@ def build(operators: list[str], say: Callable[[str], None]) -> None:
                 say(f"compiling DeepSpeed's operator {name}, once on this machine, about {minutes} min ...")
             try:
                 builder.load(verbose=False)
-            except (RuntimeError, OSError) as error:
-                reason = str(error).strip().splitlines()[-1]
+            except (
+                Exception
+            ) as error:  # a compiler that fails, a toolkit or a library that is not there: each raises its own
+                reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
                 raise UserError(f"DeepSpeed's operator {name} cannot be built here: {reason}") from None
 
 

@@ -6,9 +6,13 @@ import datetime
 import os
 import socket
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from lm_scale.arguments import UserError
 from lm_scale.strategy.machine import Machine
+
+if TYPE_CHECKING:
+    import torch
 
 TIMEOUT = datetime.timedelta(minutes=30)
 
@@ -38,13 +42,11 @@ def prepare_environment(machine: Machine) -> Process:
         UserError: the environment names a rank but not where the ranks meet.
     """
     env = os.environ
-    if "RANK" not in env and "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
-        env |= {
-            "RANK": env["SLURM_PROCID"],
-            "WORLD_SIZE": env["SLURM_NTASKS"],
-            "LOCAL_RANK": env.get("SLURM_LOCALID", "0"),
-        }
-        env.setdefault("LOCAL_WORLD_SIZE", env.get("SLURM_NTASKS_PER_NODE", "1").split("(")[0])
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS") or 1)
+    if "RANK" not in env and env.get("SLURM_STEP_ID", "").isdigit() and tasks > 1:  # in a step of srun's
+        env |= {"RANK": env["SLURM_PROCID"], "WORLD_SIZE": str(tasks), "LOCAL_RANK": env.get("SLURM_LOCALID", "0")}
+        a_node = env.get("SLURM_STEP_TASKS_PER_NODE") or env.get("SLURM_NTASKS_PER_NODE") or "1"
+        env.setdefault("LOCAL_WORLD_SIZE", a_node.split("(")[0].split(",")[0])  # such as 8(x2)
     if "RANK" not in env:
         env |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
@@ -64,18 +66,28 @@ def prepare_environment(machine: Machine) -> Process:
     return Process(int(env["RANK"]), world_size, int(env["LOCAL_RANK"]), local, threads)
 
 
-def join_group() -> None:
-    """Join the process group through DeepSpeed.
+def join_group(machine: Machine) -> torch.device:
+    """Join the process group through DeepSpeed; returns this rank's device.
 
     `init_distributed` would compile `deepspeed_shm_comm` first, 75 seconds of C++ that only inference uses
     (`deepspeed/comm/torch.py`: `inference_all_reduce`), so it is declared absent.
 
     Raises:
-        UserError: the port on which the ranks meet is taken.
+        UserError: the port on which the ranks meet is taken, or torch cannot use the accelerator that the driver shows.
     """
     import deepspeed
     import torch.distributed
+    from deepspeed.accelerator import get_accelerator
 
+    accelerator = get_accelerator()
+    if machine.device == "gpu" and accelerator.device_name() == "cpu":
+        raise UserError(
+            "the driver shows a GPU that torch cannot use; install torch's GPU build, or set DS_ACCELERATOR=cpu"
+        )
+    device = torch.device("cpu")
+    if machine.device == "gpu":
+        device = torch.device(accelerator.device_name(), int(os.environ["LOCAL_RANK"]))
+        accelerator.set_device(device.index)  # before the first collective, which else runs on device 0 on every rank
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     try:
         deepspeed.init_distributed(timeout=TIMEOUT, auto_mpi_discovery=False)
@@ -84,6 +96,7 @@ def join_group() -> None:
             port = os.environ["MASTER_PORT"]
             raise UserError(f"port {port}: in use; give the launcher another one (--master_port)") from None
         raise
+    return device
 
 
 def broadcast_object(value: object) -> object:

@@ -6,11 +6,21 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from lm_scale.arguments import PretrainArguments, UserError
 from lm_scale.engines.launch import Launch, agree
 from lm_scale.records import Header, Writer, process_identity
 from lm_scale.strategy.resolve import Strategy
+
+SAME = {
+    "layout": ("world_size",),
+    "batch": ("global_batch", "micro_batch", "seq_len", "packing"),
+    "data": ("fingerprint",),
+    "model": ("source",),
+    "numerics": ("precision",),
+}
+"""What a run and the run that goes on with it have in common, beside the executed JSON."""
 
 
 def run_name(launch: Launch) -> str:
@@ -89,30 +99,27 @@ def open_run(launch: Launch, header: Header) -> tuple[Path, Writer]:
     return path, Writer(path)
 
 
-def reopen(run_dir: Path, checkpoint: Path, step: int) -> Writer:
-    """Go on in `run_dir` after `step`; the first rank calls it."""
-    return Writer.reopen(
+def reopen(run_dir: Path, checkpoint: Path, step: int, changes: Header) -> None:
+    """Go on in `run_dir` after `step`: drop later records, change the header; the first rank calls it."""
+    Writer.reopen(
         run_dir,
         step,
         process=process_identity([sys.executable, *sys.argv]),
         resumed_from=str(checkpoint),
         resumed_step=step,
+        **changes,
     )
 
 
 def _check_same(run_dir: Path, header: Header, strategy: Strategy) -> None:
     """Raises UserError where the run cannot go on under these arguments: it would not be the same run."""
-    before = json.loads((run_dir / "run.json").read_text())
-    for block, key in (
-        ("layout", "world_size"), ("batch", "global_batch"), ("batch", "micro_batch"), ("batch", "seq_len"),
-        ("batch", "packing"), ("model", "params"), ("data", "fingerprint"),
-    ):  # fmt: skip
-        if before[block][key] != header[block][key]:
-            raise UserError(
-                f"{run_dir}: {key} was {before[block][key]} and is {header[block][key]} now; resume with the same"
-            )
-    if before["seed"] != header["seed"]:
-        raise UserError(f"{run_dir}: seed was {before['seed']} and is {header['seed']} now; resume with the same")
-    executed = json.loads((run_dir / "ds_config.json").read_text())
-    if executed.get("zero_optimization") != strategy.document.get("zero_optimization"):
-        raise UserError(f"{run_dir}: zero_optimization differs from {strategy.path}; resume with the same strategy")
+    before = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+    executed = json.loads((run_dir / "ds_config.json").read_text(encoding="utf-8"))
+    pairs: list[tuple[str, Any, Any]] = [("seed", before.get("seed"), header["seed"])]
+    for block, keys in SAME.items():
+        pairs += [(f"{block}.{key}", (before.get(block) or {}).get(key), header[block][key]) for key in keys]
+    for key in sorted((executed.keys() | strategy.document.keys()) - {"scheduler"}):
+        pairs.append((key, executed.get(key), strategy.document.get(key)))
+    for name, was, now in pairs:
+        if was != now:
+            raise UserError(f"{run_dir}: {name} was {was} and is {now} now; resume with the same")

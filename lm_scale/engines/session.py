@@ -2,46 +2,55 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
+from lm_scale.arguments import UserError
 from lm_scale.data.batches import EvalBatches, Samples, TrainBatches
 from lm_scale.data.tokens import TokenFiles
 from lm_scale.engines.deepspeed import DeepSpeedEngine
-from lm_scale.engines.describe import DTYPES, LossModule, make_header, memory_of_others, summary
-from lm_scale.engines.launch import Launch, on_host
-from lm_scale.engines.nvme import mend_swapping
+from lm_scale.engines.describe import DTYPES, LossModule, built_facts, make_header, memory_of_others, summary
+from lm_scale.engines.interface import Engine
+from lm_scale.engines.launch import Launch, agree, on_host
+from lm_scale.engines.nvme import claim_swap_folders, mend_swapping
 from lm_scale.engines.operators import build as build_operators
 from lm_scale.engines.operators import needed
 from lm_scale.engines.process import join_group
 from lm_scale.engines.run_directory import open_run, reopen
 from lm_scale.models.build import build
 from lm_scale.models.loss import CausalLMLoss, choose_loss
-from lm_scale.records import Writer, now
+from lm_scale.records import Header, Writer, now
 from lm_scale.strategy.resolve import fill_schedule
 from lm_scale.training import checkpoint
 from lm_scale.training.limits import Limits
 from lm_scale.training.meter import Meter
 from lm_scale.training.mirror import Mirror
+from lm_scale.training.probe import matrix_product_flops_per_s
 from lm_scale.training.progress import human_bytes
 
 
 @dataclass
 class Session:
-    """One run. `first_step` and `elapsed_s` are what a resumed run has behind it."""
+    """One run. `engine` and `meter` are there after `build_engine`; `claims` keep NVMe folders ours while it lives.
+
+    `first_step` and `elapsed_s` are what a resumed run has behind it.
+    """
 
     launch: Launch
-    engine: DeepSpeedEngine
     data: TokenFiles
     batches: TrainBatches
     eval_batches: EvalBatches
     limits: Limits
-    meter: Meter
     run_dir: Path
     writer: Writer
+    header: Header
+    claims: list[IO[str]]
+    engine: Engine = field(init=False)
+    meter: Meter = field(init=False)
     mirror: Mirror | None = None
     first_step: int = 0
     elapsed_s: float = 0.0
@@ -67,6 +76,14 @@ class Session:
         if self.is_first_rank:
             self.writer.update(**changes)
 
+    def measure_machine(self) -> None:
+        """After the first step: bytes of the live state, and on a CPU the matrix-product rate that MFU refers to."""
+        hardware = self.header["hardware"]
+        if hardware["device"] == "cpu":
+            rate = matrix_product_flops_per_s(DTYPES[self.launch.strategy.precision])
+            hardware = {**hardware, "device_peak_flops_per_s": rate}
+        self.update(state_bytes=self.engine.state_bytes(), hardware=hardware)
+
     def end(self, status: str) -> None:
         """Write the status with which the run ended, and close what shows and repeats it."""
         self.launch.progress.end()
@@ -83,38 +100,61 @@ class Session:
         return self._tokenizer
 
 
-def start(launch: Launch, data: TokenFiles) -> Session:
-    """From resolved arguments and prepared text to a session; collective.
+def begin(launch: Launch, data: TokenFiles) -> Session:
+    """Join the other ranks and make the run's record, so that whatever goes wrong afterwards is in it; collective.
 
     Raises:
         UserError: on every rank alike, where something that only now can be known is wrong.
     """
     arguments, process, strategy = launch.arguments, launch.process, launch.strategy
-    join_group()
+    device = join_group(launch.machine)
     torch.manual_seed(arguments.seed)
+    claims: list[IO[str]] = []
+    on_host(process, lambda: claims.extend(claim_swap_folders(strategy)))
     on_host(process, lambda: build_operators(needed(strategy), launch.progress.say))
-    if "nvme" in strategy.offload:
-        mend_swapping()
     batches, eval_batches = _batches(launch, data)
     limits = Limits.of(arguments, batches.samples_in_epoch / strategy.batch.global_batch)
     fill_schedule(strategy, limits.planned_steps, limits.warmup_steps)
-    made: list[LossModule] = []
-    engine = DeepSpeedEngine(strategy, lambda partition, gather: _loss_module(launch, data, made, partition, gather))
-    header = make_header(launch, data, batches, limits, engine, made[0])
+    header = make_header(launch, data, batches, limits, device)
     run_dir, writer = open_run(launch, header)
-    session = Session(launch, engine, data, batches, eval_batches, limits, Meter(engine.device), run_dir, writer)
-    for line in summary(session.run_dir, header, engine, save=not arguments.no_save):
-        launch.progress.say(line)
-    if arguments.report_to == "wandb" and session.is_first_rank:
-        session.mirror = Mirror(run_dir, {**header, "name": run_dir.name}, launch.progress.say)
-        session.update(wandb_url=session.mirror.url)
-    if arguments.resume:
+    return Session(launch, data, batches, eval_batches, limits, run_dir, writer, header, claims)
+
+
+def build_engine(session: Session) -> None:
+    """Build the model and its engine, complete the record, say what the run is; collective.
+
+    Raises:
+        UserError: on every rank alike; the record is gone then, if this run made it.
+    """
+    launch = session.launch
+    strategy = launch.strategy
+    if "nvme" in strategy.offload:
+        mend_swapping()
+    made: list[LossModule] = []
+    try:
+        session.engine = DeepSpeedEngine(
+            strategy, lambda partition, gather: _loss_module(launch, session.data, made, partition, gather)
+        )
+    except UserError:
+        if session.is_first_rank and not launch.arguments.resume:
+            shutil.rmtree(session.run_dir)
+        raise
+    session.meter = Meter(session.engine.device)
+    facts = built_facts(session.header, session.engine, made[0], launch.arguments.seq_len)
+    session.header |= facts
+    if launch.arguments.resume:
         _resume(session)
-    if taken := memory_of_others(engine.device):
+    else:
+        session.update(**facts)
+    for line in summary(session.run_dir, session.header, session.engine, save=not launch.arguments.no_save):
+        launch.progress.say(line)
+    if launch.arguments.report_to == "wandb" and session.is_first_rank:
+        session.mirror = Mirror(session.run_dir, {**session.header, "name": session.run_dir.name}, launch.progress.say)
+        session.update(wandb_url=session.mirror.url)
+    if taken := memory_of_others(session.engine.device):
         message = f"other processes hold {human_bytes(taken)} of this device: times and memory are not this run's alone"
-        writer.append("event", event="device_shared", rank=process.rank, message=message)
+        session.writer.append("event", event="device_shared", rank=launch.process.rank, message=message)
         launch.progress.say(f"warning    {message}")
-    return session
 
 
 def _batches(launch: Launch, data: TokenFiles) -> tuple[TrainBatches, EvalBatches]:
@@ -167,6 +207,7 @@ def _resume(session: Session) -> None:
     session.engine.load(path)
     checkpoint.restore_random_state(path)
     session.first_step, session.elapsed_s = state["step"], state["elapsed_s"]
-    if session.is_first_rank:
-        session.writer = reopen(session.run_dir, path, session.first_step)
+    changes = {key: session.header[key] for key in ("arguments", "schedule", "numerics", "optimizer", "versions")}
+    agree(session.launch.process, lambda: reopen(session.run_dir, path, session.first_step, changes))
+    session.writer = Writer(session.run_dir)  # the file of the old records has been replaced, on every rank
     session.launch.progress.say(f"going on from step {session.first_step} ({path})")

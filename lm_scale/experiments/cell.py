@@ -146,7 +146,11 @@ def _settle(
         error = reason or (
             None if status == "interrupted" else _last_error(recorded, said, process.returncode, cell.log)
         )
-        changes: dict[str, Any] = {"status": status or "crashed", "last_error": error, "finished_at": records.now()}
+        changes: dict[str, Any] = {
+            "status": status or recorded.died_of(),
+            "last_error": error,
+            "finished_at": records.now(),
+        }
         records.Writer(cell.directory).update(**changes)
         return Outcome(process.returncode, changes["status"], error)
     return Outcome(process.returncode, recorded.status, recorded.last_error)

@@ -95,6 +95,8 @@ def _unsupported(document: Document) -> list[str]:
         value = get(document, path, one)
         if value not in (0, 1):
             found.append(f"{path}: {value}: this version of lm-scale runs data-parallel layouts only; delete it")
+    if get(document, "torch_autocast.enabled", False):
+        found.append("torch_autocast: not supported here, its products would be recorded as fp32; use bf16 or fp16")
     for key in ("partition_activations", "cpu_checkpointing", "contiguous_memory_optimization"):
         if get(document, f"activation_checkpointing.{key}", False):
             found.append(f"activation_checkpointing.{key}: not supported here; set it to false")

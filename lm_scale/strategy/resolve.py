@@ -65,6 +65,7 @@ def resolve(
     if faults and not arguments.no_lint:
         rest = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
         raise UserError(f"{path}: {'; '.join(faults[:3])}{rest}")
+    _check_forms(filling)
     batch = _batch(filling, arguments, world_size)
     precision, reason = _precision(filling, arguments, machine)
     _optimizer(filling, arguments)
@@ -89,7 +90,7 @@ def resolve(
         offload=_offload(document),
         precision=precision,
         precision_reason=reason,
-        reduction_precision=get(document, "communication_data_type") or precision,
+        reduction_precision=_reduction_precision(document, precision),
         master_weights=not low_precision_masters,
         activation_checkpointing=checkpointing or model.gradient_checkpointing,
         warnings=_warnings(faults, precision, machine),
@@ -167,6 +168,24 @@ class _Filling:
                 raise UserError(f'{self.path}: {dotted}: "auto" has no meaning here; write the value')
 
 
+def _check_forms(filling: _Filling) -> None:
+    """Refuse forms that DeepSpeed takes for something else than they look, or fails on only when it trains."""
+    document, path = filling.document, filling.path
+    for dotted in ("bf16", "bfloat16", "fp16", "zero_optimization", "optimizer", "optimizer.params", "scheduler"):
+        if not isinstance(get(document, dotted, {}), dict):
+            raise UserError(f"{path}: {dotted}: {get(document, dotted)!r} is no block; write it as {{...}}")
+    for block in ("bf16", "bfloat16", "fp16"):
+        value = get(document, f"{block}.enabled", False)
+        if not isinstance(value, bool) and value != AUTO:
+            raise UserError(f'{path}: {block}.enabled: {value!r}: write true, false or "auto"')
+    for key, new in (("cpu_offload", "offload_optimizer"), ("cpu_offload_param", "offload_param")):
+        if get(document, f"zero_optimization.{key}"):
+            raise UserError(f'{path}: zero_optimization.{key}: an old name; write "{new}": {{"device": "cpu"}}')
+    clipping = get(document, "gradient_clipping", 0.0)
+    if clipping != AUTO and (isinstance(clipping, bool) or not isinstance(clipping, int | float)):
+        raise UserError(f"{path}: gradient_clipping: {clipping!r} is no number")
+
+
 def _batch(filling: _Filling, arguments: StrategyArguments, data_parallel: int) -> Batch:
     members = (
         ("train_micro_batch_size_per_gpu", arguments.per_device_train_batch_size, "--per_device_train_batch_size"),
@@ -205,10 +224,10 @@ def _precision(filling: _Filling, arguments: StrategyArguments, machine: Machine
         precision, reason = fixed[0], "the JSON says so" if stated[fixed[0]] is True else f"--{fixed[0]}"
     elif "bf16" in automatic and machine.bf16:
         precision, reason = "bf16", machine.bf16_reason
-    elif "fp16" in automatic and machine.device == "gpu":
+    elif "fp16" in automatic and machine.device == "gpu" and not machine.bf16:
         precision, reason = "fp16", f"{machine.bf16_reason}; fp16 with loss scaling instead"
     elif automatic:
-        precision, reason = "fp32", machine.bf16_reason
+        precision, reason = "fp32", "bf16 is off" if machine.bf16 else machine.bf16_reason
     else:
         precision, reason = "fp32", "the JSON turns on neither bf16 nor fp16"
     if precision == "fp16" and machine.device == "cpu":
@@ -221,8 +240,6 @@ def _precision(filling: _Filling, arguments: StrategyArguments, machine: Machine
 
 def _optimizer(filling: _Filling, arguments: StrategyArguments) -> None:
     """The optimizer block, whole. torch's own fused AdamW is as fast as DeepSpeed's and needs no compiler."""
-    if not isinstance(filling.document.get("optimizer", {}), dict):
-        raise UserError(f"{filling.path}: optimizer: must be a block with type and params")
     if "optimizer" not in filling.document:
         filling.set("optimizer.type", "AdamW", "default")
         filling.set("optimizer.params.torch_adam", True, "default")
@@ -255,6 +272,13 @@ def _buckets(filling: _Filling, hidden_size: int | None) -> None:
             if hidden_size is None:
                 raise UserError(f'{filling.path}: {dotted}: "auto" needs a model with a hidden_size; write the value')
             filling.set(dotted, formula(hidden_size), f"hidden size {hidden_size}")
+
+
+def _reduction_precision(document: Document, precision: str) -> str:
+    """Of the gradients on the wire, by the row's names; DeepSpeed also takes `bfp16` and torch's own."""
+    stated = str(get(document, "communication_data_type") or precision)
+    names = {"bfp16": "bf16", "bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
+    return names.get(stated, stated)
 
 
 def _offload(document: Document) -> str:

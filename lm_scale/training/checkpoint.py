@@ -50,9 +50,7 @@ def save(folder: Path, step: int, state: dict[str, Any], write_engine: Callable[
     manifest = _merge(_describe(unfinished, _own_share(_files(unfinished)), sync=True))
     if _rank() == 0:
         _write_synced(unfinished / MANIFEST, json.dumps(manifest, indent=2))
-        shutil.rmtree(folder / tag, ignore_errors=True)
-        os.rename(unfinished, folder / tag)
-        _sync_folder(folder)
+        _take_its_name(unfinished, folder / tag)
     _barrier()
     return folder / tag
 
@@ -63,7 +61,8 @@ def newest(folder: Path) -> Path:
     Raises:
         UserError: there is none. A run that was asked to go on never starts afresh instead.
     """
-    candidates = sorted((path for path in folder.glob("step-*") if (path / MANIFEST).is_file()), reverse=True)
+    found = (path for path in folder.glob("step-*") if path.suffix != UNFINISHED and (path / MANIFEST).is_file())
+    candidates = sorted(found, reverse=True)
     for path in candidates:
         if not _damaged(path):
             return path
@@ -91,9 +90,18 @@ def restore_random_state(checkpoint: Path) -> None:
 def publish(unfinished: Path, final: Path) -> None:
     """Sync every file of a folder and give it its final name, replacing what had that name. One process calls it."""
     _describe(unfinished, _files(unfinished), sync=True)
-    shutil.rmtree(final, ignore_errors=True)
+    _take_its_name(unfinished, final)
+
+
+def _take_its_name(unfinished: Path, final: Path) -> None:
+    """Rename; what had the name is moved aside first and removed last, so that a kill leaves one of the two."""
+    replaced = final.with_name(f"{final.name}.replaced{UNFINISHED}")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        os.rename(final, replaced)
     os.rename(unfinished, final)
     _sync_folder(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _random_state() -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from types import FrameType
 
-from lm_scale.arguments import RunArguments, UserError, seconds
+from lm_scale.arguments import PretrainArguments, RunArguments, UserError, seconds
 from lm_scale.training.schedules import learning_rate
 
 DEFAULT_WARMUP_SHARE = 0.05
@@ -68,7 +68,7 @@ class Limits:
         return None
 
 
-def check(arguments: RunArguments) -> None:
+def check(arguments: PretrainArguments) -> None:
     """Refuse lengths and intervals that cannot be meant, before anything is started.
 
     Raises:
@@ -78,6 +78,8 @@ def check(arguments: RunArguments) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise UserError(f"--{name} {value}: must be at least 1")
+    if not 0 <= arguments.seed < 2**63:
+        raise UserError(f"--seed {arguments.seed}: must not be negative nor reach 2**63")
     if arguments.num_train_epochs <= 0:
         raise UserError(f"--num_train_epochs {arguments.num_train_epochs:g}: must be above 0")
     if arguments.sample_tokens < 0:

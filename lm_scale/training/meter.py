@@ -25,7 +25,6 @@ class PhaseClock:
     def __init__(self, device: torch.device) -> None:
         self._on_device = device.type != "cpu"
         self._laps: list[tuple[str, Any]] = [("begin", self._now())]
-        self._host_data_s = 0.0
 
     def lap(self, phase: str) -> None:
         self._laps.append((phase, self._now()))
@@ -77,7 +76,6 @@ class Measured:
     """One step over all ranks: the values of its `step` record, and whether any rank was asked to stop."""
 
     values: dict[str, Any]
-    loss: float
     elapsed_s: float
     stop_requested: bool
 
@@ -105,6 +103,10 @@ class Meter:
     def pause(self) -> None:
         """What happened since the last step was no training: leave it out of the next step's seconds."""
         self._last = time.perf_counter()
+
+    def clock(self) -> PhaseClock:
+        """The clock of a step that begins now."""
+        return PhaseClock(self._device)
 
     def finish(self, clock: PhaseClock, loss_sum: torch.Tensor, label_count: int, stop_requested: bool) -> Measured:
         """End a step: synchronise, read the clock, exchange.
@@ -143,7 +145,7 @@ class Meter:
             "compiled": max(columns[10]) > 0,
             "compile_s": max(columns[10]),
         }
-        return Measured(values, values["loss"], values["elapsed_s"], any(columns[11]))
+        return Measured(values, values["elapsed_s"], any(columns[11]))
 
     def _exchange(self, own: list[float]) -> list[list[float]]:
         if not dist.is_initialized() or dist.get_world_size() == 1:

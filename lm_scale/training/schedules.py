@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-SHAPES = ("linear", "cosine", "constant", "constant_with_warmup")
-
 
 def learning_rate(shape: str, peak: float, progress: float, warmup: float) -> float:
     """The rate of the step that begins when the share `progress` of the run is done.
@@ -16,7 +14,7 @@ def learning_rate(shape: str, peak: float, progress: float, warmup: float) -> fl
     at step k, but for the rise: it is evaluated at the end of the step, so that no step has the rate 0.
 
     Args:
-        shape: one of `SHAPES`.
+        shape: `linear`, `cosine`, `constant` or `constant_with_warmup`.
         peak: the highest rate.
         progress: the share done at the begin of the step, 0 to 1.
         warmup: the share of the run over which the rate rises, 0 to 1.

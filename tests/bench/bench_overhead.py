@@ -106,11 +106,12 @@ def interleave(launch: Any, data: Any, options: argparse.Namespace) -> None:
     import torch.distributed as dist
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
-    from lm_scale.engines.session import start
+    from lm_scale.engines.session import begin, build_engine
     from lm_scale.pretrain import train
     from lm_scale.training.limits import StopRequest
 
-    session = start(launch, data)
+    session = begin(launch, data)
+    build_engine(session)
     bare = bare_loop(launch, data)
     stop = StopRequest()
     blocks: dict[str, list[float]] = {"lm_scale": [], "bare": [], "trainer": []}

@@ -133,7 +133,8 @@ def test_an_override_is_the_way_to_differ_from_the_file(tmp_path: Path) -> None:
         (False, None, A100, "fp32"),
         (True, None, CPU, "bf16"),
         (None, True, V100, "fp16"),
-        (False, "auto", A100, "fp16"),
+        (False, "auto", A100, "fp32"),
+        (False, "auto", V100, "fp16"),
     ],
 )
 def test_precision(tmp_path: Path, bf16: Any, fp16: Any, machine: Machine, precision: str) -> None:
@@ -189,3 +190,32 @@ def test_no_lint_insists_and_leaves_a_warning(tmp_path: Path) -> None:
 def test_a_malformed_override_is_refused(tmp_path: Path, change: str) -> None:
     with pytest.raises(UserError, match="--override"):
         resolved(tmp_path, {"gradient_clipping": 1.0}, "--override", change)
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"zero_optimization": True}, "zero_optimization: True is no block"),
+        ({"bf16": True}, "bf16: True is no block"),
+        ({"bf16": {"enabled": 1}}, 'write true, false or "auto"'),
+        ({"optimizer": {"type": "AdamW", "params": []}}, "optimizer.params: [] is no block"),
+        ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "offload_optimizer"),
+        ({"gradient_clipping": "1.0"}, "is no number"),
+        ({"torch_autocast": {"enabled": True}}, "torch_autocast"),
+    ],
+)
+def test_forms_that_look_like_something_else_are_refused(tmp_path: Path, document: Any, words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolved(tmp_path, document)
+    assert words in str(caught.value)
+
+
+def test_turning_bf16_off_where_it_is_native_does_not_turn_fp16_on(tmp_path: Path) -> None:
+    blocks = {"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}}
+    assert resolved(tmp_path, blocks, "--bf16", "false", machine=A100).precision == "fp32"
+
+
+@pytest.mark.parametrize(("stated", "name"), [("bfp16", "bf16"), ("fp32", "fp32"), (None, "fp32")])
+def test_reduction_precision_has_the_rows_names(tmp_path: Path, stated: str | None, name: str) -> None:
+    document = {"communication_data_type": stated} if stated else {}
+    assert resolved(tmp_path, document).reduction_precision == name

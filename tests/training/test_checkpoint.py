@@ -72,3 +72,10 @@ def test_random_numbers_continue(tmp_path: Path) -> None:
     torch.manual_seed(99)
     checkpoint.restore_random_state(path)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_saving_a_step_again_leaves_one_whole_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, 8, b"first")
+    write(tmp_path, 8, b"second")
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000008"]
+    assert (checkpoint.newest(tmp_path) / "engine" / "states.pt").read_bytes() == b"second"
