@@ -125,3 +125,12 @@ def test_runs_are_found_below_a_folder(tmp_path: Path) -> None:
     make(tmp_path / "deeper", "a")
     assert [path.name for path in find(tmp_path)] == ["b", "a"]
     assert find(tmp_path / "b") == [tmp_path / "b"]
+
+
+def test_a_run_killed_after_running_out_of_memory_says_so(tmp_path: Path) -> None:
+    """Only the first rank writes the header; when another runs out of memory it may be killed before it can."""
+    writer = make(tmp_path)
+    writer.append("event", event="error", rank=1, message="OutOfMemoryError: 80 GiB", status="oom")
+    writer.update(process={**process_identity([]), "pid_started": -1})
+    assert read(tmp_path / "run").status == "oom"
+    assert read(tmp_path / "run").last_error == "OutOfMemoryError: 80 GiB"

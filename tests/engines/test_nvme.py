@@ -65,3 +65,19 @@ def train_tokenizer(folder: Path) -> Path:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer._tokenizer, eos_token="<|endoftext|>")
     fast.save_pretrained(folder / "tokenizer")
     return folder / "tokenizer"
+
+
+def test_a_swap_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
+    from lm_scale.arguments import PretrainArguments, UserError
+    from lm_scale.engines.nvme import claim_swap_folders
+    from lm_scale.strategy.machine import Machine
+    from lm_scale.strategy.resolve import resolve
+
+    path = f"zero_optimization.offload_optimizer.nvme_path={tmp_path}"
+    arguments = PretrainArguments(ds_config=str(CONFIGS / "zero3_nvme.json"), override=[path])
+    strategy = resolve(arguments, arguments, 64, 2, Machine("cpu", 2, False, ""))
+    (first,) = claim_swap_folders(strategy)
+    with pytest.raises(UserError, match="another run uses it"):
+        claim_swap_folders(strategy)
+    first.close()
+    assert len(claim_swap_folders(strategy)) == 1
