@@ -36,16 +36,11 @@ def plain(pretrain: Launch, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run(pretrain, tmp_path_factory.mktemp("plain"), "plain")
 
 
-def test_the_full_loss_is_the_chunked_one(pretrain: Launch, tmp_path: Path, plain: Run) -> None:
-    full = run(pretrain, tmp_path, "full", "--loss", "full")
-    assert (plain.header["numerics"]["loss"], full.header["numerics"]["loss"]) == ("chunked", "full")
-    assert losses(full) == pytest.approx(losses(plain), rel=1e-6)
-
-
-def test_recomputing_activations_moves_no_number(pretrain: Launch, tmp_path: Path, plain: Run) -> None:
-    recomputed = run(pretrain, tmp_path, "recomputed", "--gradient_checkpointing")
-    assert recomputed.header["numerics"]["activation_checkpointing"] is True
-    assert losses(recomputed) == pytest.approx(losses(plain), rel=1e-6)
+def test_full_logits_and_recomputed_activations_move_no_number(pretrain: Launch, tmp_path: Path, plain: Run) -> None:
+    other = run(pretrain, tmp_path, "other", "--loss", "full", "--gradient_checkpointing")
+    assert (plain.header["numerics"]["loss"], other.header["numerics"]["loss"]) == ("chunked", "full")
+    assert other.header["numerics"]["activation_checkpointing"] is True
+    assert losses(other) == pytest.approx(losses(plain), rel=1e-6)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
@@ -91,10 +86,10 @@ def test_a_scheduler_in_the_json_is_the_one_that_runs(pretrain: Launch, tmp_path
 
 
 def test_bf16_runs_with_partitioned_weights(pretrain: Launch, tmp_path: Path, plain: Run) -> None:
-    low = run(pretrain, tmp_path, "bf16", "--bf16", "--max_steps", "2", strategy="zero3")
+    low = run(pretrain, tmp_path, "bf16", "--bf16", "--max_steps", "1", strategy="zero3")
     assert low.header["numerics"]["precision"] == "bf16"
     assert any("bf16 will be very slow" in warning for warning in low.header["warnings"]) or has_native_bf16()
-    assert losses(low) == pytest.approx(losses(plain)[:2], rel=2e-3)
+    assert losses(low) == pytest.approx(losses(plain)[:1], rel=2e-3)
     assert all(step["grad_norm"] > 0 for step in low.of("step"))
 
 

@@ -75,7 +75,7 @@ def test_the_weights_load_in_transformers_and_hold_the_evaluated_model(strategie
     assert sum(p.numel() for p in model.parameters()) == strategies[name].header["model"]["params"]
     ids = tokenizer("def main(argv):\n    return", return_tensors="pt")["input_ids"]
     assert tokenizer.decode(ids[0]) == "def main(argv):\n    return"
-    difference = (model(ids).logits - reference(ids).logits).abs().max()
+    difference = (model(ids).logits - reference(ids).logits).detach().abs().max()
     assert float(difference) < 1e-3
 
 

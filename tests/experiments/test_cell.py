@@ -140,6 +140,8 @@ def test_work_that_follows_the_launcher_within_seconds_is_not_cut_off(make_cell:
 
 
 def test_an_interrupt_ends_the_tree_keeps_the_record_and_is_passed_on(make_cell: Any) -> None:
+    # A shell that starts the suite in the background has it ignore SIGINT; Python then raises no KeyboardInterrupt.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     one = make_cell("begin(); grandchild('import time; time.sleep(600)').wait()")
 
     def interrupt() -> None:
@@ -149,8 +151,11 @@ def test_an_interrupt_ends_the_tree_keeps_the_record_and_is_passed_on(make_cell:
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        run(one)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(one)
+    finally:
+        signal.signal(signal.SIGINT, before)
     thread.join()
     assert is_gone(grandchild_of(one))
     assert header(one)["status"] == "interrupted"
