@@ -159,10 +159,25 @@ class CompareArguments(PretrainArguments):
 class ReportArguments:
     """Which runs the table shows and how."""
 
-    paths: list[str] = positional("run directories or folders of them (default: runs)", required=False)
+    paths: list[str] = positional("run directories, logs, or folders of them (default: runs)", required=False)
     format: str = option("terminal", help="how the table is printed", choices=("terminal", "md", "csv", "json"))
-    baseline: str | None = option(help="the run that speedup and efficiency refer to", metavar="NAME")
-    columns: str | None = option(help="comma-separated row keys to show", metavar="A,B,...")
+    layout: str = option("compact", help="which columns the table has", choices=("compact", "homework"))
+    columns: str | None = option(help="comma-separated row keys to show instead", metavar="A,B,...")
+    baseline: str | None = option(
+        help="the run that speedup, efficiency and loss differences refer to (default: the first with a throughput)",
+        metavar="NAME",
+    )
+    merge: bool = option(False, help="show the runs of one strategy under the same conditions as one row of medians")
+    filter: list[str] = option(
+        [],
+        help="show only rows that fulfil this: KEY=VALUE, or !=, <, <=, >, >= (repeatable; VALUE null: not known)",
+        metavar="KEY=VALUE",
+    )
+    sort: str | None = option(help="order the rows by this key; -KEY: from the largest", metavar="KEY")
+    group_by: str | None = option(
+        help="a table for each value of this key, such as owner, with a baseline of its own unless --baseline is given",
+        metavar="KEY",
+    )
 
 
 @dataclass(kw_only=True)
@@ -303,11 +318,13 @@ def _add_option(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
 
 
 def _flags_joined(cls: type, argv: Sequence[str]) -> list[str]:
-    """The words with `--flag` and `--flag false` written as `--flag=true` and `--flag=false`.
+    """The words with `--flag`, `--flag false` and `--option -word` written with an equals sign.
 
-    A flag takes the next word only if that is a truth value, so that it does not swallow a file's name.
+    A flag takes the next word only if that is a truth value, so that it does not swallow a file's name. Another option
+    takes a word that begins with one dash, which argparse would take for an option: `--sort -tokens_per_s`.
     """
     hints = typing.get_type_hints(cls)
+    options = {f"--{field.name}" for field in dataclasses.fields(cls) if not field.metadata.get("positional")}
     flags = {f"--{field.name}" for field in dataclasses.fields(cls) if _value_type(hints[field.name]) is bool}
     words: list[str] = []
     rest = list(argv)
@@ -315,6 +332,8 @@ def _flags_joined(cls: type, argv: Sequence[str]) -> list[str]:
         word = rest.pop(0)
         if word in flags:
             word += f"={rest.pop(0)}" if rest and rest[0].lower() in TRUTH else "=true"
+        elif word in options and rest and re.match("-[^-]", rest[0]):
+            word += f"={rest.pop(0)}"
         words.append(word)
     return words
 

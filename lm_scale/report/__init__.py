@@ -16,76 +16,89 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lm_scale import records
-from lm_scale.arguments import UserError
-from lm_scale.report import ingest, relate
-from lm_scale.report.ingest import lm_scale as own_runs
+from lm_scale.report import integrity, relate, series
+from lm_scale.report.ingest import Reading, find
 from lm_scale.report.rows import Row, kinds
 
 if TYPE_CHECKING:
     import pandas
 
 
+class NothingReadError(Exception):
+    """There are sources, or folders of them, and no run could be read: one line, and one for each source."""
+
+    def __init__(self, message: str, problems: list[str]) -> None:
+        super().__init__(message)
+        self.problems = problems
+
+
 @dataclass(frozen=True)
 class Report:
-    """The rows, the one that the others are measured against, and one line for each run that could not be read."""
+    """The runs, the row that the others are measured against, and one line for each source that gave no run."""
 
-    rows: list[Row]
+    readings: list[Reading]
     baseline: Row
     baseline_given: bool
     problems: list[str]
 
+    @property
+    def rows(self) -> list[Row]:
+        """One row a run."""
+        return [reading.row for reading in self.readings]
+
 
 def read(paths: Sequence[str | Path], baseline: str | None = None) -> Report:
-    """The runs at and below `paths`: paths in their order, the runs of a folder as they were created.
+    """The runs at and below `paths`, related to a baseline and checked.
+
+    A path is a run directory, a log or another source of `ingest`, a folder of them, or `wandb:entity/project`. They
+    keep the order of the paths; the runs of a folder come as they were started.
 
     Raises:
-        UserError: a path does not exist, there is no run that can be read, or `baseline` names none or several.
+        UserError: a path does not exist, or `baseline` names no run or several.
+        NothingReadError: there is no run in any of them.
     """
-    found: list[Row] = []
-    problems: list[str] = []
-    seen: set[Path] = set()
-    for path in map(Path, paths):
-        if not path.exists():
-            raise UserError(f"{path}: no such run or folder")
-        directories = [run for run in records.find(path) if run.resolve() not in seen]
-        seen.update(run.resolve() for run in directories)
-        below = []
-        for directory in directories:
-            try:
-                below.append(own_runs.read(directory))
-            except ingest.UnreadableError as problem:
-                problems.append(str(problem))
-        found += sorted(below, key=_creation)
+    found = find.find(paths)
     where = ", ".join(map(str, paths))
-    if not found and problems:
-        raise UserError(f"{where}: no run can be read: {problems[0]}")
-    if not found:
-        raise UserError(f"{where}: no runs (a run is a folder with a run.json)")
-    reference = relate.relate(found, baseline)
-    return Report(found, reference, bool(baseline), problems)
+    if not found.readings and found.problems:
+        raise NothingReadError(f"{where}: no run can be read", found.problems)
+    if not found.readings:
+        raise NothingReadError(f"{where}: no runs (a run is a folder with a run.json, or another trainer's log)", [])
+    reference = relate.relate(found.readings, baseline)
+    integrity.check([reading.row for reading in found.readings])
+    return Report(found.readings, reference, bool(baseline), found.problems)
 
 
 def load(paths: str | Path | Iterable[str | Path] = "runs", baseline: str | None = None) -> pandas.DataFrame:
     """The runs at and below `paths` as a DataFrame: one row a run, the columns of `rows.Row`, nothing rounded.
 
-    Columns have nullable types (Int64, Float64, boolean, string); `flags` holds lists of {code, message}. A run that
+    Columns have nullable types (Int64, Float64, boolean, string); `flags` holds lists of {code, message}. A source that
     cannot be read is left out with a warning.
 
     Raises:
-        UserError: a path does not exist, there is no run that can be read, or `baseline` names none or several.
+        UserError: a path does not exist, or `baseline` names no run or several.
+        NothingReadError: there is no run in any of them.
     """
     import pandas
 
-    report = read([paths] if isinstance(paths, str | os.PathLike) else list(paths), baseline)
-    for problem in report.problems:
-        warnings.warn(problem, stacklevel=2)
+    report = _read_with_warnings(paths, baseline)
     names = {int: "Int64", float: "Float64", bool: "boolean", str: "string", list: "object"}
     values = [dataclasses.asdict(row) for row in report.rows]
     columns = {key: pandas.Series([row[key] for row in values], dtype=names[kind]) for key, kind in kinds().items()}
     return pandas.DataFrame(columns)
 
 
-def _creation(row: Row) -> tuple[bool, float, str]:
-    created = relate.moment(row.created_at or row.started_at)
-    return created is None, created.timestamp() if created else 0.0, row.name
+def metrics(paths: str | Path | Iterable[str | Path] = "runs") -> pandas.DataFrame:
+    """The series of the runs at and below `paths` as one long frame, a line a step or evaluation (`series.frame`).
+
+    Raises:
+        UserError: a path does not exist.
+        NothingReadError: there is no run in any of them.
+    """
+    return series.frame(_read_with_warnings(paths).readings)
+
+
+def _read_with_warnings(paths: str | Path | Iterable[str | Path], baseline: str | None = None) -> Report:
+    report = read([paths] if isinstance(paths, str | os.PathLike) else list(paths), baseline)
+    for problem in report.problems:
+        warnings.warn(problem, stacklevel=3)
+    return report

@@ -11,9 +11,12 @@ from typing import TypeVar
 Number = TypeVar("Number", int, float)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Step:
-    """One attempted optimizer step over all ranks; None is what is not known."""
+    """One attempted optimizer step over all ranks, or one point that a foreign log shows; None is what is not known.
+
+    `samples`, `tokens` and `useful_tokens` are this step's own; `elapsed_s` counts from the start of training.
+    """
 
     step: int
     elapsed_s: float | None = None
@@ -23,8 +26,21 @@ class Step:
     useful_tokens: int | None = None
     loss: float | None = None
     grad_norm: float | None = None
+    learning_rate: float | None = None
     skipped: bool = False
     compiled: bool = False
+
+
+@dataclass(slots=True)
+class Eval:
+    """One evaluation after `step` steps: nats a token; `final` is the one of the trained model."""
+
+    step: int | None
+    loss: float | None
+    elapsed_s: float | None = None
+    tokens_seen: int | None = None
+    bits_per_byte: float | None = None
+    final: bool = False
 
 
 @dataclass(frozen=True)

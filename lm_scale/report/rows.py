@@ -99,6 +99,15 @@ class Row:
     created_at: str | None = None
     data_fingerprint: str | None = None
     last_record_at: str | None = None
+    delta_loss_equal_steps: float | None = None
+    delta_loss_equal_tokens: float | None = None
+    delta_loss_equal_time: float | None = None
+    runs: int | None = None
+    failed_runs: int | None = None
+    tokens_per_s_spread: float | None = None
+    samples_per_s_spread: float | None = None
+    step_s_spread: float | None = None
+    eval_loss_spread: float | None = None
 
     def flag(self, code: str, message: str) -> None:
         """Add a flag; its code must be one of `MEANINGS`."""
@@ -124,6 +133,7 @@ MEANINGS = {
     "differs_learning_rate": "another learning rate than the baseline's",
     "differs_lr_schedule": "another learning-rate schedule than the baseline's",
     "differs_planned_steps": "another planned length than the baseline's",
+    "differs_tokens": "trained on another number of tokens: compare losses at equal tokens",
     "differs_seed": "another seed than the baseline's",
     "differs_device": "another device than the baseline's",
     "overlapping_run": "another run used the same host at the same time",
@@ -131,6 +141,23 @@ MEANINGS = {
     "too_few_steps": "at most 2 steps after warm-up: no rates",
     "loss_not_finite": "the training loss became infinite or not a number",
     "mfu_above_1": "more FLOP/s than the device's peak: the peak is wrong, or was measured on a busy machine",
+    "planned_not_completed": "the source's own rates count work that was planned and not done: recomputed",
+    "micro_step_bar": "the source's progress bar counts micro-batches: divided by the accumulation",
+    "evaluation_in_runtime": "the source's runtime includes evaluation or saving",
+    "inverted_rate": "the source gives seconds a step under the name of steps a second: turned round",
+    "model_size_not_peak": "the source's memory is the model's size and no peak: left out",
+    "log_incomplete": "the source stops before the end of training: totals are not known",
+    "no_step_times": "the source has no step times: step time and rates are over its whole runtime",
+    "train_loss_whole_run": "the training loss is the mean over the whole run, not over its end",
+    "rate_contradicts_runtime": "throughput and runtime contradict each other",
+    "samples_contradict": "samples seen are not steps times the global batch",
+    "memory_below_states": "less memory than the model's weights and optimizer states take: no peak",
+    "constant_measure": "the same measured value in unlike runs: hardly measured",
+    "source_disagrees": "the source says two things of this: left out",
+    "from_notes": "a value is from a hand-written note",
+    "rates_of_part": "the rates are of the steps that the source times, not of its whole runtime",
+    "peak_uncertain": "the source's peak memory is of some ranks, of a part of the run, or not surely of a device",
+    "several_runs": "the source holds several runs",
     "resumed": "stopped and resumed: the steps after that are a second warm-up, and in the rates",
 }
 """What each flag code says of the row that has it. Codes are stable."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,10 +70,11 @@ def test_the_piped_table_fits_120_columns_without_colour_and_explains_itself(com
     assert "\x1b" not in out
     assert max(map(len, table.splitlines())) <= 120
     by_name = {line.split()[0]: " ".join(line.split()) for line in table.splitlines() if line.startswith("zero")}
-    # strategy ranks micro x accum tokens/s a rank ms IQR memory r eff train eval status flags
-    assert by_name["zero0"] == "zero0 2 4 x 2 1,024 512 1,000 0 <0.01 1.00 1.00 8.0000 - completed"
-    assert by_name["zero1"] == "zero1 2 4 x 2 3,072 1,536 333 0 3.00 3.00 3.00 8.0000 - completed a"
-    assert by_name["zero2"] == "zero2 2 4 x 2 - - - - - - - - - crashed"
+    # strategy ranks micro x accum tokens/s a rank spread ms memory MFU r eff train eval status flags
+    # MFU: 1,024 tokens/s x 30e6 FLOPs over 2 x 1e11 FLOP/s
+    assert by_name["zero0"] == "zero0 2 4 x 2 1,024 512 0% 1,000 <0.01 15% 1.00 1.00 8.0000 - completed"
+    assert by_name["zero1"] == "zero1 2 4 x 2 3,072 1,536 0% 333 3.00 46% 3.00 3.00 8.0000 - completed a"
+    assert by_name["zero2"] == "zero2 2 4 x 2 - - - - - - - - - - crashed"
     assert "host" in table
     assert "GiB" in table
     assert legend.startswith("tokens/s over those of zero0 (the first run")
@@ -86,13 +88,14 @@ def test_a_narrow_terminal_leaves_spare_columns_out_and_says_so(runs: Path, widt
         "import sys; sys.stdout.isatty = lambda: True\n"
         f"from lm_scale.report.__main__ import main; main([{str(runs)!r}])"
     )
-    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": str(width), "TERM": "dumb", "NO_COLOR": "1"}
+    environment = {"PYTHONPATH": str(Path(__file__).parents[2]), "COLUMNS": str(width), "TERM": "xterm"}
     out = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True).stdout
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", out)
     if width == 80:  # at 40 columns nothing helps: the terminal wraps whole numbers
-        assert max(len(line) for line in out.splitlines()[:6]) <= 80
-    assert "left out at this width: micro x accum, tokens/s a rank" in out
+        assert max(len(line) for line in shown.splitlines()[:6]) <= 80
+    assert "left out at this width: tokens/s, train loss, eff" in shown
     assert "…" not in out
-    assert "1,024" in out
+    assert "1,536" in out  # zero1's tokens/s a rank
 
 
 def test_names_are_escaped_in_markdown_and_unicode_stays(command: Any, make_run: Any, steps: Any) -> None:
@@ -140,8 +143,7 @@ def test_a_damaged_run_is_one_warning_and_the_others_are_shown(command: Any, run
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["gone"], "error: gone: no such run or folder\n"),
-        ([], "error: runs: no runs (a run is a folder with a run.json)\n"),
+        (["gone"], "error: gone: no such run, log or folder\n"),
         (["runs", "--formt", "md"], "error: --formt: unknown argument; did you mean --format?\n"),
     ],
 )
@@ -149,6 +151,17 @@ def test_a_mistake_is_one_line_and_status_2(command: Any, tmp_path: Path, words:
     (tmp_path / "runs").mkdir()
     done = command(*words, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+
+
+def test_an_empty_folder_and_one_of_damaged_runs_are_status_1(command: Any, runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = command(tmp_path / "empty")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"error: {tmp_path / 'empty'}: no runs")
+    (runs / "zero1" / "run.json").write_text('{"schema": 1, "na')
+    done = command(runs / "zero1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert [line.split(": ")[0] for line in done.stderr.splitlines()] == ["warning", "error"]
 
 
 def test_a_run_given_twice_is_one_row_and_bare_report_reads_runs(command: Any, runs: Path) -> None:
@@ -178,7 +191,7 @@ def test_load_gives_typed_columns_to_a_notebook(runs: Path) -> None:
 
 
 def test_load_says_what_is_wrong(runs: Path) -> None:
-    with pytest.raises(UserError, match="no such run or folder"):
+    with pytest.raises(UserError, match="no such run, log or folder"):
         load(runs / "gone")
     (runs / "zero2" / "run.json").write_text("[]")
     with pytest.warns(UserWarning, match="no run header"):

@@ -8,7 +8,7 @@ from typing import Any
 
 from lm_scale import records
 from lm_scale.report import rates
-from lm_scale.report.ingest import UnreadableError
+from lm_scale.report.ingest import Reading, UnreadableError
 from lm_scale.report.rows import MEANINGS, Row, checked, typed
 
 LAYOUT_KEYS = ("world_size", "nodes", "data_parallel", "pipeline_stages", "tensor_parallel")
@@ -20,15 +20,19 @@ NUMERICS_KEYS = (
 """Keys that the header's section and the row share."""
 
 
-def read(path: Path) -> Row:
-    """The row of one run directory.
+def recognises(path: Path) -> bool:
+    """Whether `path` is a run directory."""
+    return (path / "run.json").is_file()
+
+
+def read(path: Path) -> list[Reading]:
+    """The run of one run directory.
 
     Raises:
         UnreadableError: a file is missing, damaged, or not what the schema says.
     """
     try:
-        run = records.read(path)
-        return _row(run)
+        return [reading(records.read(path))]
     except records.RecordError as error:
         raise UnreadableError(str(error)) from None
     except OSError as error:
@@ -37,13 +41,32 @@ def read(path: Path) -> Row:
         raise UnreadableError(f"{path}: {error}") from None
 
 
+def reading(run: records.Run) -> Reading:
+    """The row and the series of a record.
+
+    Raises:
+        ValueError: a value is not what the schema says; the text names it.
+    """
+    steps = _steps(run)
+    row = _row(run)
+    _measure(row, run, steps)
+    evals = _evals(run, steps)
+    final = [one for one in evals if one.final]
+    if final:
+        row.eval_loss = typed("eval loss", final[-1].loss, float)
+        row.eval_bits_per_byte = final[-1].bits_per_byte
+    _flops(row, run)
+    _flag_record(row, run)
+    return Reading(row, steps, evals)
+
+
 def _row(run: records.Run) -> Row:
     layout, batch = _section(run, "layout"), _section(run, "batch")
     strategy, numerics = _section(run, "strategy"), _section(run, "numerics")
     model, data = _section(run, "model"), _section(run, "data")
     optimizer, schedule = _section(run, "optimizer"), _section(run, "schedule")
     hardware, predicted = _section(run, "hardware"), _section(run, "predicted")
-    row = checked(
+    return checked(
         name=run.header.get("name") or run.path.name,
         source="lm_scale",
         status=run.status,
@@ -77,21 +100,10 @@ def _row(run: records.Run) -> Row:
         created_at=_moment(run, "created_at"),
         last_record_at=_last_record_at(run),
     )
-    _measure(row, run)
-    _evaluate(row, run)
-    per_token = typed("model.flops_per_token", model.get("flops_per_token"), float)
-    peak = typed("hardware.device_peak_flops_per_s", hardware.get("device_peak_flops_per_s"), float)
-    if row.tokens_per_s is not None and per_token is not None:
-        row.model_flops_per_s = row.tokens_per_s * per_token
-    if peak is not None and row.world_size is not None:
-        row.mfu = rates.ratio(row.model_flops_per_s, peak * row.world_size)
-    _own_flags(row, run)
-    return row
 
 
-def _measure(row: Row, run: records.Run) -> None:
+def _measure(row: Row, run: records.Run, steps: list[rates.Step]) -> None:
     """What the step records say: how far the run came, how fast, with which loss and how much memory."""
-    steps = _steps(run)
     completed = [step for step in steps if not step.skipped]
     row.steps = len(completed)
     row.skipped_steps = len(steps) - len(completed)
@@ -134,6 +146,7 @@ def _steps(run: records.Run) -> list[rates.Step]:
                 useful_tokens=typed("useful_tokens", record.get("useful_tokens"), int),
                 loss=_loss(record.get("loss")),
                 grad_norm=typed("grad_norm", record.get("grad_norm"), float),
+                learning_rate=typed("lr", record.get("lr"), float),
                 skipped=bool(typed("skipped", record.get("skipped"), bool)),
                 compiled=bool(typed("compiled", record.get("compiled"), bool)),
             )
@@ -146,19 +159,41 @@ def _loss(value: Any) -> float | None:
     return value if isinstance(value, float) else typed("loss", value, float)
 
 
-def _evaluate(row: Row, run: records.Run) -> None:
-    final = [record for record in run.of("eval") if record.get("final")]
-    if final:
-        row.eval_loss = typed("eval loss", final[-1].get("loss"), float)
-        row.eval_bits_per_byte = typed("bits_per_byte", final[-1].get("bits_per_byte"), float)
-
-
-def _own_flags(row: Row, run: records.Run) -> None:
-    if row.mfu is not None and row.mfu > 1:
-        row.flag(
-            "mfu_above_1",
-            f"MFU {row.mfu:.2f} against a peak of {run.header['hardware']['device_peak_flops_per_s']:.3g}",
+def _evals(run: records.Run, steps: list[rates.Step]) -> list[rates.Eval]:
+    """The evaluations, each with the time and the tokens of the step that it follows."""
+    seen: dict[int, tuple[float | None, int | None]] = {}
+    tokens: int | None = 0
+    for step in steps:
+        if not step.skipped:
+            tokens = None if tokens is None or step.tokens is None else tokens + step.tokens
+        seen[step.step] = (step.elapsed_s, tokens)
+    evals = []
+    for record in run.of("eval"):
+        number = typed("step", record.get("step"), int)
+        elapsed_s, tokens_seen = seen.get(number, (None, None))
+        evals.append(
+            rates.Eval(
+                step=number,
+                loss=_loss(record.get("loss")),
+                elapsed_s=elapsed_s,
+                tokens_seen=tokens_seen,
+                bits_per_byte=typed("bits_per_byte", record.get("bits_per_byte"), float),
+                final=bool(record.get("final")),
+            )
         )
+    return evals
+
+
+def _flops(row: Row, run: records.Run) -> None:
+    per_token = typed("model.flops_per_token", _section(run, "model").get("flops_per_token"), float)
+    peak = typed("device_peak_flops_per_s", _section(run, "hardware").get("device_peak_flops_per_s"), float)
+    if row.tokens_per_s is not None and per_token is not None:
+        row.model_flops_per_s = row.tokens_per_s * per_token
+    if peak is not None and row.world_size is not None:
+        row.mfu = rates.ratio(row.model_flops_per_s, peak * row.world_size)
+
+
+def _flag_record(row: Row, run: records.Run) -> None:
     shared = [event for event in run.of("event") if event.get("event") == "device_shared"]
     if shared:
         row.flag("device_shared", str(shared[-1].get("message") or MEANINGS["device_shared"]))

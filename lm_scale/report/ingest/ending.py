@@ -1,0 +1,87 @@
+"""How a run ended that did not end well, as its console shows it: the first error of any rank, out of memory or not."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from lm_scale.report.ingest.console import Console
+
+OUT_OF_MEMORY = re.compile(
+    r"OutOfMemoryError|(?:CUDA|HIP|XPU|NPU) out of memory|CUDA error: out of memory|DefaultCPUAllocator: .*allocate"
+    r"|\boom[-_]kill|Out of memory: Killed|^MemoryError\b|OUT_OF_MEMORY",
+    re.IGNORECASE,
+)
+INTERRUPTED = re.compile(
+    r"^KeyboardInterrupt\b|DUE TO TIME LIMIT|CANCELLED AT|DUE TO PREEMPTION|SignalException: .* got signal: (?:15|2)\b"
+    r"|Received SIGTERM|Killing subprocess|returncode = -(?:2|15)\b|return code = -(?:2|15)\b"
+)
+HUNG = re.compile(r"Watchdog caught collective operation timeout|collective operation timeout: WorkNCCL")
+KILLED = re.compile(
+    r"^Killed$|Signal (?:9|11|6) \(SIG|exitcode\s*: -\d+|(?:return code|returncode) = -\d+|Segmentation fault"
+    r"|exits with return code = [1-9]|Bus error|core dumped"
+)
+EXCEPTION = re.compile(r"^(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Failure|Timeout)\b(?:: .*)?$")
+TRACEBACK = "Traceback (most recent call last)"
+RANK_PREFIX = re.compile(r"^\s*(?:\[(?:rank|default)?\d+\]:?|\d+:|\[rank \d+\])\s?")
+"""What launchers write before a rank's line: `[rank0]: `, `[default0]:`, `0: `."""
+LINE_LIMIT = 300
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What ended the run: `status` as in the run directory's schema, None where the log does not say which; the line
+    that says it; where it stands."""
+
+    status: str | None
+    message: str
+    line: int
+
+
+def failure(console: Console, after: int = 0) -> Failure | None:
+    """The first error at or after the line `after`; None where there is none.
+
+    Running out of memory goes before other errors, since those of the other ranks follow from it, and an exception
+    goes before the launcher's word that a process ended.
+    """
+    found: dict[str, Failure] = {}
+    in_traceback = False
+    for segment in console.segments:
+        if segment.line < after:
+            continue
+        text = RANK_PREFIX.sub("", segment.text).rstrip()
+        if TRACEBACK in text:
+            in_traceback = True
+            found.setdefault("traceback", Failure(None, "a traceback whose last line is missing", segment.line))
+        elif kind := _kind(text, in_traceback):
+            found.setdefault(kind, Failure(_status(kind), _one_line(text), segment.line))
+            in_traceback = in_traceback and kind == "killed"
+    order = ("oom", "interrupted", "hung", "crashed", "traceback", "killed")
+    first = next((found[kind] for kind in order if kind in found), None)
+    if first is not None and "crashed" in found and first.status == "interrupted":
+        # The launcher ends the other ranks after an error: theirs is the later word.
+        return min(first, found["crashed"], key=lambda one: one.line)
+    return first
+
+
+def _kind(text: str, in_traceback: bool) -> str | None:
+    if in_traceback and text[:1].isspace():
+        return None  # a line of the script
+    if OUT_OF_MEMORY.search(text):
+        return "oom"
+    if INTERRUPTED.search(text):
+        return "interrupted"
+    if HUNG.search(text):
+        return "hung"
+    if in_traceback and EXCEPTION.match(text) and "ChildFailedError" not in text:
+        return "crashed"
+    return "killed" if KILLED.search(text) else None
+
+
+def _status(kind: str) -> str:
+    return "crashed" if kind == "killed" else kind
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= LINE_LIMIT else f"{line[: LINE_LIMIT - 3]}..."

@@ -1,0 +1,217 @@
+"""The course of a training as its console shows it: its bar, its logged points, and how far it came for sure."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from lm_scale.report.ingest import bars, trainer_events
+from lm_scale.report.ingest.bars import State
+from lm_scale.report.ingest.console import Console
+from lm_scale.report.ingest.ending import TRACEBACK, Failure
+from lm_scale.report.ingest.settings import number, whole
+from lm_scale.report.ingest.trainer_events import Event
+from lm_scale.report.ingest.trainer_facts import Facts
+from lm_scale.report.rates import Step
+
+CLOCK_SECONDS = 1000
+"""A bar's clock shows whole seconds: from here on they are exact to 0.1 %."""
+EXACT = 0.2
+"""A number of steps computed from rounded ones is exact within this of a whole one."""
+SHOWN_SECONDS = 0.1
+"""tqdm draws a bar at most this often (`mininterval`): steps faster than that may not be shown."""
+
+
+@dataclass
+class Course:
+    """`states` are the training bar's alone, none if no bar is clearly that; `micro_steps` of its counts are a step."""
+
+    console: Console
+    facts: Facts
+    logged: list[Event] = field(default_factory=list)
+    results: list[Event] = field(default_factory=list)
+    evals: list[Event] = field(default_factory=list)
+    states: list[State] = field(default_factory=list)
+    total: int | None = None
+    micro_steps: int | None = 1
+
+    @property
+    def end(self) -> int | None:
+        """The segment in which the training's result stands."""
+        return self.results[0].index if self.results else None
+
+    @property
+    def progress_line(self) -> int:
+        """The last line that shows a step."""
+        segments = self.console.segments
+        return max([0, *(one.line for one in self.states[-1:]), *(segments[e.index].line for e in self.logged[-1:])])
+
+
+def course(console: Console, facts: Facts) -> Course:
+    """The course that the log shows."""
+    shown = Course(console, facts)
+    by_kind = {"log": shown.logged, "train": shown.results, "eval": shown.evals}
+    for event in trainer_events.events(console.segments):
+        by_kind[event.kind].append(event)
+    found = bars.states(console.segments)
+    shown.total = bars.training_total(found, console.segments, _logged(shown, found))
+    shown.states = _training_states(found, shown)
+    shown.micro_steps = _micro_steps(shown)
+    return shown
+
+
+def completed_steps(shown: Course, failure: Failure | None) -> int | None:
+    """Completed optimizer steps, where the log proves that none followed; None where lines may be missing.
+
+    The proof is a state of the bar drawn after the training's result, or on the same line before it; the state that
+    tqdm repeats when it closes the bar; the bar's total; or an epoch printed in full. After a failure it is a state
+    that stands on the failure's own line or behind it.
+    """
+    count = _final_count(shown, failure)
+    if count is not None and shown.micro_steps:
+        return count // shown.micro_steps
+    exact = [_step_of_epoch(shown, event.values.get("epoch")) for event in reversed(shown.results)]
+    return next((step for step in exact if step is not None), None) or _steps_of_rate(shown)
+
+
+def series(shown: Course) -> list[Step]:
+    """The logged points that the bar, or an exact epoch, places: loss is the mean since the point before, `elapsed_s`
+    is in whole seconds."""
+    points: list[Step] = []
+    for event in shown.logged:
+        values = event.values
+        state = _state_at(shown, event.index)
+        step = step_at(shown, event.index) or _step_of_epoch(shown, values.get("epoch"))
+        if step is None:
+            continue
+        points.append(
+            Step(
+                step=step,
+                elapsed_s=float(state.elapsed_s) if state is not None else None,
+                loss=trainer_events.number(values.get("loss")),
+                grad_norm=trainer_events.number(values.get("grad_norm")),
+                learning_rate=trainer_events.number(values.get("learning_rate")),
+            )
+        )
+    return points
+
+
+def step_at(shown: Course, index: int) -> int | None:
+    """The step at which the segment `index` was printed."""
+    state = _state_at(shown, index)
+    return state.count // shown.micro_steps if state is not None and shown.micro_steps else None
+
+
+def runtime_of_bar(shown: Course, count: int | None) -> float | None:
+    """Seconds until the last step of a run that left no result, from the bar's clock where it is exact enough."""
+    last = shown.states[-1] if shown.states else None
+    if last is None or count is None or last.elapsed_s < CLOCK_SECONDS:
+        return None
+    return float(last.elapsed_s)
+
+
+def _logged(shown: Course, found: Sequence[State]) -> list[int]:
+    """The segments in which the training's losses stand; its result too where it stands on a line with a bar."""
+    lines = {state.line for state in found}
+    results = [event.index for event in shown.results if shown.console.segments[event.index].line in lines]
+    return [event.index for event in shown.logged] + results
+
+
+def _training_states(found: Sequence[State], shown: Course) -> list[State]:
+    """The states of the training's bar in their order; none where another bar has the same total."""
+    states: list[State] = []
+    for state in found:
+        if state.total != shown.total:
+            continue
+        if states and state.count < states[-1].count:
+            if shown.end is not None and state.index > shown.end:
+                break  # an evaluation after the training
+            return []
+        states.append(state)
+    return states
+
+
+def _state_at(shown: Course, index: int) -> State | None:
+    """The state under which the segment `index` was printed: drawn before it on its line, or again right after it."""
+    line = shown.console.segments[index].line
+    position = bisect.bisect_right(shown.states, index, key=lambda state: state.index)
+    before = shown.states[position - 1] if position else None
+    after = shown.states[position] if position < len(shown.states) else None
+    if before is not None and before.line == line:
+        return before
+    return after if after is not None and after.line <= line + 1 else None
+
+
+def _final_count(shown: Course, failure: Failure | None) -> int | None:
+    if not shown.states:
+        return None
+    last = shown.states[-1]
+    if last.count == shown.total:
+        return last.count
+    segments = shown.console.segments
+    if shown.end is not None:
+        same_line = last.line == segments[shown.end].line
+        return last.count if last.index > shown.end or same_line or _closed(shown) else None
+    if failure is None:
+        return None
+    behind = last.line > failure.line
+    into = TRACEBACK in last.rest or (last.line == failure.line and bool(last.rest.strip()))
+    slow = last.count and last.elapsed_s / last.count >= SHOWN_SECONDS
+    return last.count if slow and (behind or into or _closed(shown)) else None
+
+
+def _closed(shown: Course) -> bool:
+    """Whether the bar was closed: tqdm draws its last state once more, and a line end."""
+    if len(shown.states) < 2:
+        return False
+    before, last = shown.states[-2:]
+    ended = shown.console.segments[last.index].ended and not last.rest.strip()
+    return ended and before.count == last.count and before.line == last.line
+
+
+def _step_of_epoch(shown: Course, value: object) -> int | None:
+    """The step that an epoch printed in full stands for, where the planned steps are those of whole epochs."""
+    epochs = number(shown.facts.arguments.get("num_train_epochs"))
+    planned = shown.total // shown.micro_steps if shown.total and shown.micro_steps else shown.facts.optimization_steps
+    if not epochs or not planned or whole(shown.facts.arguments.get("max_steps")):
+        return None
+    epoch = trainer_events.measure(value)
+    if epoch is None or epoch.unit * planned / epochs > EXACT:
+        return None
+    steps = epoch.value * planned / epochs
+    return round(steps) if abs(steps - round(steps)) < EXACT else None
+
+
+def _steps_of_rate(shown: Course) -> int | None:
+    """The steps of a training that came to the end of its epochs, from the rate that Trainer computes of them."""
+    for event in shown.results:
+        measures = [event.values.get(key) for key in ("epoch", "train_runtime", "train_steps_per_second")]
+        epoch, runtime, rate = (trainer_events.measure(value) for value in measures)
+        if epoch and runtime and rate and epoch.value == number(shown.facts.arguments.get("num_train_epochs")):
+            error = rate.unit * runtime.value + runtime.unit * rate.value
+            steps = rate.value * runtime.value
+            if error < EXACT and abs(steps - round(steps)) < EXACT:
+                return round(steps)
+    return None
+
+
+def _micro_steps(shown: Course) -> int | None:
+    """How many counts of the bar are one optimizer step: 1, or the accumulation; None where neither fits.
+
+    Trainer's own bar counts optimizer steps. Another one shows itself by its total, or by how many counts lie between
+    two logged points that are `logging_steps` apart.
+    """
+    accumulation = shown.facts.values.get("grad_accum")
+    planned = shown.facts.optimization_steps
+    if planned and shown.total:
+        return 1 if shown.total == planned else accumulation if shown.total == planned * (accumulation or 0) else None
+    every = whole(shown.facts.arguments.get("logging_steps"))
+    if not every or not accumulation or accumulation == 1:
+        return 1
+    counts = [state.count for event in shown.logged if (state := _state_at(shown, event.index))]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(counts) if later > earlier]
+    apart = every * accumulation
+    micro = len(gaps) >= 3 and min(gaps) == apart and all(gap % apart == 0 for gap in gaps)
+    return accumulation if micro else 1

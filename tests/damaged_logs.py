@@ -1,0 +1,52 @@
+"""Logs as they are found: cut off anywhere, or with a tenth of their lines lost; and what a reader says of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lm_scale.report.ingest import Reading, UnreadableError, console
+from lm_scale.report.ingest.console import Console
+from lm_scale.report.rows import KEYS
+
+NOT_COMPARED = {"flags", "last_error"}
+"""Words about the log; the first error that is left may be another."""
+
+
+def damaged(data: bytes, cases: int, seed: int) -> Iterator[bytes]:
+    """Half of the cases are cut at a byte, of the others each line is lost with a chance of a tenth."""
+    draw = random.Random(seed)
+    lines = data.splitlines(keepends=True)
+    for case in range(cases):
+        if case % 2:
+            yield data[: draw.randrange(1, len(data))]
+        else:
+            yield b"".join(line for line in lines if draw.random() > 0.1)
+
+
+def untrue(
+    log: Path,
+    folder: Path,
+    recognises: Callable[[Console], bool],
+    read: Callable[[Console], list[Reading]],
+    cases: int = 150,
+) -> list[str]:
+    """What the reader says of damaged forms of `log` that it does not say of the whole: `key: said, true`."""
+    whole = read(console.read(log))[-1].row
+    found = []
+    for number, data in enumerate(damaged(log.read_bytes(), cases, seed=len(log.stem))):
+        path = folder / log.name
+        path.write_bytes(data)
+        try:
+            text = console.read(path)
+        except UnreadableError:
+            continue
+        if not recognises(text):
+            continue
+        row = read(text)[-1].row
+        for key in KEYS:
+            said, true = getattr(row, key), getattr(whole, key)
+            if said not in (None, true) and key not in NOT_COMPARED and key != "path":
+                found.append(f"case {number}: {key}: {said}, {true}")
+    return found
