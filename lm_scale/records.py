@@ -17,7 +17,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,8 +99,9 @@ class Run:
                 first = event
         return first
 
-    def of(self, kind: str) -> list[dict[str, Any]]:
-        """The records of one kind (`step`, `eval`, `sample`, `event`) in the order in which they were written."""
+    def of(self, kind: str) -> list[Any]:
+        """The records of one kind (`step`, `eval`, `sample`, `event`) in the order in which they were written: dicts,
+        or what the reader's `decode` made of them."""
         return self.records.get(kind, [])
 
 
@@ -132,7 +133,7 @@ class Writer:
         Records of later steps belong to work that is done again, so they leave; an event keeps their number.
         """
         kept, dropped = [], 0
-        for record in _lines(path / "metrics.jsonl"):
+        for _, record in _lines(path / "metrics.jsonl", decode_line):
             later = record["kind"] != "event" and record.get("step", 0) > after_step
             dropped += later and record["kind"] == "step"
             if not later and not record.get("final"):
@@ -179,10 +180,25 @@ def is_alive(run: Run) -> bool:
     return time.time() - newest < 15 * 60
 
 
-def read(path: Path) -> Run:
+def decode_line(line: bytes) -> tuple[str, dict[str, Any]]:
+    """The kind of a record and the record, of one line of `metrics.jsonl`.
+
+    Raises:
+        ValueError: it is no record.
+    """
+    record = json.loads(line)
+    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+        raise ValueError("no record (an object with a kind)")
+    if record["kind"] in ("step", "eval"):  # numbers alone: undo what `_plain` did
+        record = {key: float(value) if value in ("nan", "inf", "-inf") else value for key, value in record.items()}
+    return record["kind"], record
+
+
+def read(path: Path, decode: Callable[[bytes], tuple[str, Any]] = decode_line) -> Run:
     """Read a run directory of any schema up to this one.
 
-    A last line cut off by a kill is left out; a damaged line in the middle is an error.
+    A last line cut off by a kill is left out; a damaged line in the middle is an error. `decode` turns a line into its
+    kind and its record, for a reader that wants other records than dicts.
 
     Raises:
         RecordError: there is no header, it is no JSON, or its schema is newer than this version.
@@ -200,8 +216,8 @@ def read(path: Path) -> Run:
             f"{path / 'run.json'}: schema {header['schema']} is newer than this version reads ({SCHEMA_VERSION})"
         )
     run = Run(path, header)
-    for record in _lines(path / "metrics.jsonl"):
-        run.records.setdefault(record["kind"], []).append(record)
+    for kind, record in _lines(path / "metrics.jsonl", decode):
+        run.records.setdefault(kind, []).append(record)
     return run
 
 
@@ -243,7 +259,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
+def _lines(path: Path, decode: Callable[[bytes], tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     if not path.is_file():
         return
     lines = path.read_bytes().split(b"\n")
@@ -251,16 +267,12 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except ValueError:
+            yield decode(line)
+        except ValueError as error:
             if number == len(lines):  # no newline follows: the writer was killed in the middle of it
                 return
-            raise RecordError(f"{path}:{number}: not valid JSON") from None
-        if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
-            raise RecordError(f"{path}:{number}: no record (an object with a kind)")
-        if record["kind"] in ("step", "eval"):  # numbers alone: undo what `_plain` did
-            record = {key: float(value) if value in ("nan", "inf", "-inf") else value for key, value in record.items()}
-        yield record
+            reason = "not valid JSON" if isinstance(error, json.JSONDecodeError) else str(error)
+            raise RecordError(f"{path}:{number}: {reason}") from None
 
 
 def _boot_id() -> str | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
+
+import msgspec
 
 from lm_scale.report import rates
 from lm_scale.report.rates import Step, ratio
@@ -67,7 +68,7 @@ def _tokens_per_s(row: Row, steps: Sequence[Step]) -> float | None:
     if row.step_s is None or _flagged(row, "no_step_times"):
         return ratio(row.tokens_seen, row.runtime_s)
     tokens = _product(row.global_batch, row.seq_len)
-    filled = [dataclasses.replace(step, tokens=step.tokens or tokens) for step in steps]
+    filled = [msgspec.structs.replace(step, tokens=step.tokens or tokens) for step in steps]
     measured = rates.rates(filled)
     if measured.step_s == row.step_s and measured.tokens_per_s is not None:
         return measured.tokens_per_s

@@ -101,7 +101,7 @@ def _median_steps(readings: Sequence[Reading]) -> list[Step]:
     """The steps that every run completed, each with the median of what was measured at it."""
     by_step = [{step.step: step for step in reading.steps if not step.skipped} for reading in readings]
     shared = set.intersection(*(set(steps) for steps in by_step)) if by_step else set()
-    keys = [field.name for field in dataclasses.fields(Step) if field.name not in ("step", "skipped", "compiled")]
+    keys = [name for name in Step.__struct_fields__ if name not in ("step", "skipped", "compiled")]
     merged = []
     for number in sorted(shared):
         steps = [steps[number] for steps in by_step]

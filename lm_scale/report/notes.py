@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from lm_scale.report import cells
 from lm_scale.report.derive import derive
 from lm_scale.report.ingest import Reading, UnreadableError
-from lm_scale.report.rows import KEYS, Row
+from lm_scale.report.rows import KEYS
 
 HEADER = ["run", "key", "value"]
 NOT_NOTED = ("name", "source", "path", "flags", "speedup", "efficiency", "delta_loss")
@@ -29,6 +30,14 @@ class _Note:
     run: str
     key: str
     value: Any
+
+
+def recognises(path: Path) -> bool:
+    """A table whose header is that of notes, or nearly: `apply` then says what is wrong with it."""
+    try:
+        return len(set(cells.read_table(path).header) & set(HEADER)) >= 2
+    except UnreadableError:
+        return False
 
 
 def apply(readings: Sequence[Reading], path: Path) -> list[str]:
@@ -97,6 +106,8 @@ def _agreed(notes: Sequence[_Note], problems: list[str]) -> dict[str, Any]:
 
 def _apply_to(reading: Reading, values: dict[str, Any], file: str) -> None:
     row = reading.row
+    without = dataclasses.replace(row, flags=list(row.flags))
+    derive(without, reading.steps)
     taken = []
     for key, value in values.items():
         stated = getattr(row, key)
@@ -107,14 +118,10 @@ def _apply_to(reading: Reading, values: dict[str, Any], file: str) -> None:
             row.flag("source_disagrees", f"{key}: the source says {stated}, {file} says {value}: not taken")
     if not taken:
         return
-    unknown = _unknown(row)
     derive(row, reading.steps)
-    follows = [key for key in unknown if getattr(row, key) is not None]
+    follows = [key for key in KEYS if getattr(without, key) is None and getattr(row, key) is not None]
+    follows = [key for key in follows if key not in taken]
     row.flag("from_notes", f"{', '.join(taken)} from {file}" + (f"; {', '.join(follows)} from it" if follows else ""))
-
-
-def _unknown(row: Row) -> list[str]:
-    return [key for key in KEYS if getattr(row, key) is None]
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -97,6 +97,9 @@ class _Machine:
             self.stack.append(self._since_mark() if name == "LIST" else [])
         elif name in ("EMPTY_DICT", "EMPTY_SET"):
             self.stack.append({} if name == "EMPTY_DICT" else [])
+        elif name == "DICT":
+            items = self._since_mark()
+            self.stack.append(dict(zip(items[::2], items[1::2], strict=True)))
         elif name == "TUPLE":
             self.stack.append(tuple(self._since_mark()))
         elif name not in ("PROTO", "FRAME"):

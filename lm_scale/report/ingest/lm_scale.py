@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import operator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from lm_scale import records
 from lm_scale.report import rates
@@ -19,6 +23,21 @@ NUMERICS_KEYS = (
 )
 """Keys that the header's section and the row share."""
 
+STEP = b'{"kind": "step"'
+
+
+class StepRecord(rates.Step, gc=False):
+    """A step's record: the seconds since the epoch at which it was written, and the peaks until then."""
+
+    learning_rate: float | None = msgspec.field(default=None, name="lr")
+    time: float | None = None
+    peak_device_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    peak_host_bytes: int | None = None
+
+
+STEP_RECORD = msgspec.json.Decoder(StepRecord)
+
 
 def recognises(path: Path) -> bool:
     """Whether `path` is a run directory."""
@@ -32,7 +51,7 @@ def read(path: Path) -> list[Reading]:
         UnreadableError: a file is missing, damaged, or not what the schema says.
     """
     try:
-        return [reading(records.read(path))]
+        return [reading(records.read(path, _decode))]
     except records.RecordError as error:
         raise UnreadableError(str(error)) from None
     except OSError as error:
@@ -49,7 +68,8 @@ def reading(run: records.Run) -> Reading:
     """
     steps = _steps(run)
     row = _row(run)
-    _measure(row, run, steps)
+    _measure(row, steps)
+    row.last_record_at = _last_record_at(run, steps)
     evals = _evals(run, steps)
     final = [one for one in evals if one.final]
     if final:
@@ -57,7 +77,7 @@ def reading(run: records.Run) -> Reading:
         row.eval_bits_per_byte = final[-1].bits_per_byte
     _flops(row, run)
     _flag_record(row, run)
-    return Reading(row, steps, evals)
+    return Reading(row, list(steps), evals)
 
 
 def _row(run: records.Run) -> Row:
@@ -98,11 +118,10 @@ def _row(run: records.Run) -> Row:
         path=str(run.path),
         host=_section(run, "process").get("host"),
         created_at=_moment(run, "created_at"),
-        last_record_at=_last_record_at(run),
     )
 
 
-def _measure(row: Row, run: records.Run, steps: list[rates.Step]) -> None:
+def _measure(row: Row, steps: Sequence[StepRecord]) -> None:
     """What the step records say: how far the run came, how fast, with which loss and how much memory."""
     completed = [step for step in steps if not step.skipped]
     row.steps = len(completed)
@@ -110,8 +129,8 @@ def _measure(row: Row, run: records.Run, steps: list[rates.Step]) -> None:
     row.samples_seen = rates.total([step.samples for step in completed])
     row.tokens_seen = rates.total([step.tokens for step in completed])
     for key in ("peak_device_bytes", "peak_reserved_bytes", "peak_host_bytes"):
-        known = [peak for record in run.of("step") if (peak := typed(key, record.get(key), int)) is not None]
-        setattr(row, key, max(known, default=None))
+        peaks = [peak for peak in map(operator.attrgetter(key), steps) if peak is not None]
+        setattr(row, key, max(peaks, default=None))
     if not steps:
         return
     row.runtime_s = steps[-1].elapsed_s
@@ -130,28 +149,18 @@ def _measure(row: Row, run: records.Run, steps: list[rates.Step]) -> None:
         row.flag("loss_not_finite", f"the loss was {broken.loss} at step {broken.step}")
 
 
-def _steps(run: records.Run) -> list[rates.Step]:
-    steps = []
-    for record in run.of("step"):
-        number = typed("step", record.get("step"), int)
-        if number is None:
-            raise ValueError("a step record has no step number")
-        steps.append(
-            rates.Step(
-                step=number,
-                elapsed_s=typed("elapsed_s", record.get("elapsed_s"), float),
-                step_s=typed("step_s", record.get("step_s"), float),
-                samples=typed("samples", record.get("samples"), int),
-                tokens=typed("tokens", record.get("tokens"), int),
-                useful_tokens=typed("useful_tokens", record.get("useful_tokens"), int),
-                loss=_loss(record.get("loss")),
-                grad_norm=typed("grad_norm", record.get("grad_norm"), float),
-                learning_rate=typed("lr", record.get("lr"), float),
-                skipped=bool(typed("skipped", record.get("skipped"), bool)),
-                compiled=bool(typed("compiled", record.get("compiled"), bool)),
-            )
-        )
-    return steps
+def _decode(line: bytes) -> tuple[str, Any]:
+    """A record as `records.decode_line` gives it, a step as a `StepRecord`."""
+    if line.startswith(STEP):
+        try:
+            return "step", STEP_RECORD.decode(line)
+        except msgspec.ValidationError:  # a number that is not finite stands there as text
+            pass
+    return records.decode_line(line)
+
+
+def _steps(run: records.Run) -> list[StepRecord]:
+    return [step if isinstance(step, StepRecord) else msgspec.convert(step, StepRecord) for step in run.of("step")]
 
 
 def _loss(value: Any) -> float | None:
@@ -159,7 +168,7 @@ def _loss(value: Any) -> float | None:
     return value if isinstance(value, float) else typed("loss", value, float)
 
 
-def _evals(run: records.Run, steps: list[rates.Step]) -> list[rates.Eval]:
+def _evals(run: records.Run, steps: Sequence[StepRecord]) -> list[rates.Eval]:
     """The evaluations, each with the time and the tokens of the step that it follows."""
     seen: dict[int, tuple[float | None, int | None]] = {}
     tokens: int | None = 0
@@ -219,13 +228,9 @@ def _moment(run: records.Run, name: str) -> str | None:
     return text
 
 
-def _last_record_at(run: records.Run) -> str | None:
-    times = [
-        time
-        for of_kind in run.records.values()
-        for record in of_kind
-        if (time := typed("time", record.get("time"), float)) is not None
-    ]
+def _last_record_at(run: records.Run, steps: Sequence[StepRecord]) -> str | None:
+    others = [typed("time", run.of(kind)[-1].get("time"), float) for kind in run.records if kind != "step"]
+    times = [time for time in (*others, steps[-1].time if steps else None) if time is not None]
     if not times:
         return None
     return datetime.datetime.fromtimestamp(max(times)).astimezone().isoformat(timespec="milliseconds")

@@ -141,16 +141,25 @@ def _from_card(stated: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _from_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    if not config:
-        return {}
+    name = config.get("_name_or_path") or config.get("model_type")
+    return settings.known({"model": name if isinstance(name, str) else None, "params": _parameters(config)})
+
+
+def _parameters(config: Mapping[str, Any]) -> int | None:
+    """The model's parameters, if the config holds every size that transformers writes: a default may be a lost line."""
+    family = config.get("model_type")
+    written = () if family == "gpt2" else ("num_key_value_heads", "tie_word_embeddings")
+    if any(key not in config for key in (*written, *(("head_dim",) if family == "qwen3" else ()))):
+        return None
+    if not all(
+        isinstance(config.get(key, False), bool) for key in ("attention_bias", "mlp_bias", "tie_word_embeddings")
+    ):
+        return None
     try:
         shape = model_shape(config)
+        return shape.parameter_count if shape else None
     except (TypeError, ValueError, ZeroDivisionError):  # a size in it is no number
-        shape = None
-    name = config.get("_name_or_path") or config.get("model_type")
-    return settings.known(
-        {"model": name if isinstance(name, str) else None, "params": shape.parameter_count if shape else None}
-    )
+        return None
 
 
 def _config(path: Path | None) -> dict[str, Any]:

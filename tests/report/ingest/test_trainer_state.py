@@ -266,7 +266,7 @@ MEASURED = (
 
 STATED = (
     *("micro_batch", "grad_accum", "global_batch", "world_size", "precision", "strategy", "engine", "zero_stage"),
-    *("seed", "learning_rate", "optimizer", "planned_steps", "grad_norm", "data_parallel"),
+    *("seed", "learning_rate", "optimizer", "planned_steps", "grad_norm", "data_parallel", "params"),
 )
 
 
