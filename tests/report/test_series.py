@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lm_scale.report.ingest import Reading
-from lm_scale.report.series import frame
 from lm_scale.report.rates import Eval, Step
 from lm_scale.report.rows import Row
+from lm_scale.report.series import frame
 
 
 def test_a_row_a_point_with_typed_columns_and_running_totals() -> None:

@@ -64,7 +64,7 @@ def find(paths: Sequence[str | Path]) -> Found:
             if source.name == NOTES and notes.recognises(source):
                 noted.append(source)
             else:
-                _take(below, partial(_read, source))
+                _take(below, partial(_read, source, below.problems))
         for reading in below.readings:
             reading.row.owner = reading.row.owner or _owner(start, reading)
         for file in noted:
@@ -88,6 +88,8 @@ def _sources(path: Path) -> Iterator[Path]:
     for child in children:
         if child.name.startswith(".") or (child.is_symlink() and child.is_dir()):
             continue
+        if path.name == "wandb" and not wandb_offline.recognises(child):
+            continue  # W&B's own logs, and its links to the latest run
         if own and (child.name in PRODUCTS or child.name.removesuffix(".launcher.log") in own - {child.name}):
             continue  # what `compare` and the launcher leave beside the runs
         if child.is_dir():
@@ -96,23 +98,26 @@ def _sources(path: Path) -> Iterator[Path]:
             yield child
 
 
-def _read(path: Path) -> list[Reading]:
-    """The runs of one source.
+def _read(path: Path, problems: list[str]) -> list[Reading]:
+    """The runs of one source; cells of a CSV that say nothing are lines of `problems`.
 
     Raises:
         UnreadableError: it is none, or is damaged.
     """
     if path.is_dir():
-        read = next(one.read for one in FOLDER_FORMATS if one.recognises(path))
+        read: Callable[[Path], list[Reading]] = next(one.read for one in FOLDER_FORMATS if one.recognises(path))
         return read(path)
     if wandb_offline.recognises(path):
         return wandb_offline.read(path)
     if csv_rows.recognises(path):
-        return csv_rows.read(path)
+        readings, cells = csv_rows.read_with_problems(path)
+        problems += cells
+        return readings
     text = console.read(path)
     for console_format in CONSOLE_FORMATS:
         if console_format.recognises(text):
-            return console_format.read(text)
+            read_text: Callable[[console.Console], list[Reading]] = console_format.read
+            return read_text(text)
     raise UnreadableError(f"{path}: no run (no log, table or folder of a known format)")
 
 

@@ -24,12 +24,12 @@ import pytest
 ROOT = Path(__file__).parents[3]
 
 READ = """
-import dataclasses, json, sys
+import json, msgspec, sys
 from lm_scale.arguments import UserError
 from lm_scale.report.ingest import UnreadableError, wandb_api
 try:
     found = wandb_api.read(sys.argv[1], float(sys.argv[2]))
-    print("ANSWER", json.dumps([dataclasses.asdict(reading) for reading in found]))
+    print("ANSWER", json.dumps([msgspec.to_builtins(reading) for reading in found]))
 except (UserError, UnreadableError) as error:
     print("ANSWER", json.dumps([type(error).__name__, str(error)]))
 """
