@@ -156,7 +156,14 @@ def _stop_at_common_mistake(first: cell.Cell, outcome: cell.Outcome) -> None:
 
 def _report(directories: Sequence[Path], folder: Path, baseline: str | None) -> None:
     """Print the table and keep it in three files."""
-    table = report.read(directories, baseline)
+    try:
+        table = report.read(directories, baseline)
+    except report.NothingReadError as error:
+        print(
+            "\n".join([*(f"warning: left out: {problem}" for problem in error.problems), f"error: {error}"]),
+            file=sys.stderr,
+        )
+        return
     for problem in table.problems:
         print(f"warning: left out: {problem}", file=sys.stderr)
     texts = {
