@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 
@@ -45,18 +46,25 @@ def failure(console: Console, after: int = 0) -> Failure | None:
     goes before the launcher's word that a process ended.
     """
     found: dict[str, Failure] = {}
-    in_traceback = False
+    unfinished: set[str] = set()  # the ranks in whose traceback we are
+    lost = False
     for segment in console.segments:
         if segment.line < after:
             continue
-        text = RANK_PREFIX.sub("", segment.text).rstrip()
+        prefix = RANK_PREFIX.match(segment.text)
+        rank = prefix[0].strip() if prefix else ""
+        text = segment.text[prefix.end() if prefix else 0 :].rstrip()
         if TRACEBACK in text:
-            in_traceback = True
+            lost = lost or rank in unfinished
+            unfinished.add(rank)
             found.setdefault("traceback", Failure(None, "a traceback whose last line is missing", segment.line))
-        elif kind := _kind(text, in_traceback):
+        elif kind := _kind(text, rank in unfinished):
             found.setdefault(kind, Failure(_status(kind), _one_line(text), segment.line))
-            in_traceback = in_traceback and kind == "killed"
+            if kind != "killed":
+                unfinished.discard(rank)
     order = ("oom", "interrupted", "hung", "crashed", "traceback", "killed")
+    if (lost or unfinished) and "oom" not in found and "crashed" in found:
+        return dataclasses.replace(found["crashed"], status=None)  # the error that was lost may be another
     first = next((found[kind] for kind in order if kind in found), None)
     if first is not None and "crashed" in found and first.status == "interrupted":
         # The launcher ends the other ranks after an error: theirs is the later word.
@@ -65,8 +73,8 @@ def failure(console: Console, after: int = 0) -> Failure | None:
 
 
 def _kind(text: str, in_traceback: bool) -> str | None:
-    if in_traceback and text[:1].isspace():
-        return None  # a line of the script
+    if text.startswith("    "):
+        return None  # a line of the script, in a traceback
     if OUT_OF_MEMORY.search(text):
         return "oom"
     if INTERRUPTED.search(text):

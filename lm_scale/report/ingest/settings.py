@@ -22,7 +22,7 @@ ARGUMENTS = frozenset(
     (
         *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs", "seed"),
         *("learning_rate", "lr_scheduler_type", "optim", "bf16", "fp16", "dtype", "torch_dtype", "torch_compile"),
-        *("gradient_checkpointing", "deepspeed", "fsdp", "fsdp_config", "logging_steps", "eval_steps"),
+        *("gradient_checkpointing", "deepspeed", "fsdp", "fsdp_config", "logging_steps", "eval_steps", "eval_strategy"),
         *("attn_implementation", "model_name_or_path", "block_size", "seq_length", "seq_len", "sequence_length"),
     )
 )

@@ -16,11 +16,11 @@ from lm_scale.report.derive import derive
 from lm_scale.report.ingest import Reading, dumps, ending, trainer_course, trainer_events
 from lm_scale.report.ingest.console import Console, Segment, moment
 from lm_scale.report.ingest.ending import Failure
-from lm_scale.report.ingest.settings import whole
+from lm_scale.report.ingest.settings import enumeration, whole
 from lm_scale.report.ingest.trainer_course import Course
 from lm_scale.report.ingest.trainer_events import event_kind, nested
 from lm_scale.report.ingest.trainer_facts import Facts, facts
-from lm_scale.report.rates import Eval, Step
+from lm_scale.report.rates import Eval, Step, ratio
 from lm_scale.report.rows import Row
 
 FAILURE_LINES = 300
@@ -92,10 +92,10 @@ def _read(console: Console) -> Reading:
     _measure(row, shown, failure)
     _learning_rate(row, steps, stated, ended=shown.end is not None)
     evals = _evaluations(row, shown)
-    _step_time(row, shown)
     _times(row, shown)
     row.status, row.last_error = _status(row, shown, failure)
     derive(row)
+    _step_time(row, _evaluated(row, shown))
     _check_rates(row, shown)
     return Reading(row, steps, evals)
 
@@ -183,21 +183,36 @@ def _evaluations(row: Row, shown: Course) -> list[Eval]:
     return evals
 
 
-def _step_time(row: Row, shown: Course) -> None:
-    """The runtime holds the evaluations on the way: taken out where every one of them is shown, else unknown."""
+def _evaluated(row: Row, shown: Course) -> float | None:
+    """Seconds of the runtime that evaluations on the way took; None where they are not all shown with their time."""
     on_the_way = [event for event in shown.evals if shown.end is not None and event.index < shown.end]
-    if not on_the_way or row.runtime_s is None or row.steps is None:
-        return
+    arguments = shown.facts.arguments
+    every = whole(arguments.get("eval_steps"))
+    strategy = enumeration(arguments.get("eval_strategy", arguments.get("evaluation_strategy")))
+    if not on_the_way and (strategy in (None, "no") or (strategy == "steps" and every and (row.steps or 0) < every)):
+        return 0.0
+    if row.steps is None or not every or strategy not in (None, "steps"):
+        return None
+    expected = row.steps // every
+    if row.steps % every and any(isinstance(event.values.get("eval_runtime"), str) for event in on_the_way):
+        expected += 1  # transformers 5 evaluates after the last step too
     measures = [trainer_events.measure(event.values.get("eval_runtime")) for event in on_the_way]
     seconds = [measure.value for measure in measures if measure is not None]
-    every = whole(shown.facts.arguments.get("eval_steps"))
-    expected = row.steps // every if every else None
-    if expected == len(on_the_way) == len(seconds):
-        row.step_s = (row.runtime_s - sum(seconds)) / row.steps
-        taken = f"{len(seconds)} evaluations of {sum(seconds):.1f} s"
-        row.flag("evaluation_in_runtime", f"{taken} are in the runtime and not in the step time")
-    else:
-        row.flag("evaluation_in_runtime", "evaluations on the way are in the runtime and in step time")
+    return sum(seconds) if expected == len(seconds) == len(on_the_way) else None
+
+
+def _step_time(row: Row, evaluated: float | None) -> None:
+    """Step time and token rates without the evaluations; unknown where their share of the runtime is."""
+    if evaluated == 0.0 or row.runtime_s is None or row.steps is None:
+        return
+    if evaluated is None:
+        row.step_s = row.tokens_per_s = row.tokens_per_s_per_rank = None
+        row.flag("evaluation_in_runtime", "evaluations on the way, not all shown, are in the runtime: no step time")
+        return
+    row.step_s = (row.runtime_s - evaluated) / row.steps
+    row.tokens_per_s = ratio(row.tokens_seen, row.runtime_s - evaluated)
+    row.tokens_per_s_per_rank = ratio(row.tokens_per_s, row.world_size)
+    row.flag("evaluation_in_runtime", f"evaluations of {evaluated:.3g} s are in the runtime, not in the step time")
 
 
 def _times(row: Row, shown: Course) -> None:
