@@ -229,7 +229,9 @@ def _moment(run: records.Run, name: str) -> str | None:
 
 
 def _last_record_at(run: records.Run, steps: Sequence[StepRecord]) -> str | None:
-    others = [typed("time", run.of(kind)[-1].get("time"), float) for kind in run.records if kind != "step"]
+    others = [
+        typed("time", run.of(kind)[-1].get("time"), float) for kind in run.records if kind != "step" and run.of(kind)
+    ]
     times = [time for time in (*others, steps[-1].time if steps else None) if time is not None]
     if not times:
         return None
