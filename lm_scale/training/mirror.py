@@ -31,13 +31,14 @@ class Mirror:
     def _start(self, directory: Path, header: dict[str, Any]) -> None:
         import wandb
 
-        if "WANDB_MODE" not in os.environ and wandb.api.api_key is None:
-            os.environ["WANDB_MODE"] = "offline"
+        # Asking for the login loads wandb's settings, after which the environment is not read again.
+        offline = "WANDB_MODE" not in os.environ and wandb.api.api_key is None
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "lm-scale"),
             name=header["name"],
             dir=directory,
             config=header,
+            mode="offline" if offline else None,
             settings=wandb.Settings(console="off", init_timeout=30),
         )
         self.url = self._run.url or None
