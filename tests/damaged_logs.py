@@ -1,7 +1,11 @@
-"""Logs as they are found: cut off anywhere, or with a tenth of their lines lost; and what a reader says of them."""
+"""Logs as they are found: cut off anywhere, or with a tenth of their lines lost; and what a reader says of them.
+
+`DAMAGED_CASES=10000 bash launch/test.sh -k damaged` reads as many forms of every log.
+"""
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,14 +19,21 @@ NOT_COMPARED = {"flags", "last_error", "started_at", "finished_at", "last_record
 
 
 def damaged(data: bytes, cases: int, seed: int) -> Iterator[bytes]:
-    """Half of the cases are cut at a byte, of the others each line is lost with a chance of a tenth."""
+    """In turn cut off at a byte, with each line lost by a chance of a tenth, begun at a byte, and with a tenth of the
+    lines lost in a row."""
     draw = random.Random(seed)
     lines = data.splitlines(keepends=True)
+    tenth = max(len(lines) // 10, 1)
     for case in range(cases):
-        if case % 2:
+        if case % 4 == 0:
             yield data[: draw.randrange(1, len(data))]
-        else:
+        elif case % 4 == 1:
             yield b"".join(line for line in lines if draw.random() > 0.1)
+        elif case % 4 == 2:
+            yield data[draw.randrange(1, len(data)) :]
+        else:
+            start = draw.randrange(len(lines))
+            yield b"".join(lines[:start] + lines[start + tenth :])
 
 
 def untrue(
@@ -39,6 +50,7 @@ def untrue(
     """
     whole = read(console.read(log))[-1].row
     found = []
+    cases = int(os.environ.get("DAMAGED_CASES", cases))
     for number, data in enumerate(damaged(log.read_bytes(), cases, seed=len(log.stem))):
         path = folder / log.name
         path.write_bytes(data)
