@@ -23,6 +23,9 @@ KILLED = re.compile(
     r"|exits with return code = [1-9]|Bus error|core dumped"
 )
 EXCEPTION = re.compile(r"^(?:\w+\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit|Failure|Timeout)\b(?:: .*)?$")
+FRAME = re.compile(r'^\s*File ".*", line \d+')
+PEER = re.compile(r"Connection (?:closed|reset) by|remote process exited|remote worker|Broken pipe")
+"""What a rank says of another that is gone; what ended that one is said elsewhere."""
 TRACEBACK = "Traceback (most recent call last)"
 RANK_PREFIX = re.compile(r"^\s*(?:\[(?:rank|default)?\d+\]:?|\d+:|\[rank \d+\])\s?")
 """What launchers write before a rank's line: `[rank0]: `, `[default0]:`, `0: `."""
@@ -54,15 +57,19 @@ def failure(console: Console, after: int = 0) -> Failure | None:
         prefix = RANK_PREFIX.match(segment.text)
         rank = prefix[0].strip() if prefix else ""
         text = segment.text[prefix.end() if prefix else 0 :].rstrip()
+        if FRAME.match(text):
+            unfinished.add(rank)  # also of a traceback whose first line is missing
         if TRACEBACK in text:
             lost = lost or rank in unfinished
             unfinished.add(rank)
             found.setdefault("traceback", Failure(None, "a traceback whose last line is missing", segment.line))
+        elif "ChildFailedError" in text:
+            unfinished.discard(rank)  # the launcher's own word that a rank failed
         elif kind := _kind(text, rank in unfinished):
             found.setdefault(kind, Failure(_status(kind), _one_line(text), segment.line))
             if kind != "killed":
                 unfinished.discard(rank)
-    order = ("oom", "interrupted", "hung", "crashed", "traceback", "killed")
+    order = ("oom", "interrupted", "hung", "crashed", "traceback", "peer", "killed")
     if (lost or unfinished) and "oom" not in found and "crashed" in found:
         return dataclasses.replace(found["crashed"], status=None)  # the error that was lost may be another
     first = next((found[kind] for kind in order if kind in found), None)
@@ -81,13 +88,13 @@ def _kind(text: str, in_traceback: bool) -> str | None:
         return "interrupted"
     if HUNG.search(text):
         return "hung"
-    if in_traceback and EXCEPTION.match(text) and "ChildFailedError" not in text:
-        return "crashed"
+    if in_traceback and EXCEPTION.match(text):
+        return "peer" if PEER.search(text) else "crashed"
     return "killed" if KILLED.search(text) else None
 
 
-def _status(kind: str) -> str:
-    return "crashed" if kind == "killed" else kind
+def _status(kind: str) -> str | None:
+    return {"killed": "crashed", "peer": None}.get(kind, kind)
 
 
 def _one_line(text: str) -> str:

@@ -73,7 +73,7 @@ def completed_steps(shown: Course, failure: Failure | None) -> int | None:
     if count is not None and shown.micro_steps:
         return count // shown.micro_steps
     exact = [_step_of_epoch(shown, event.values.get("epoch")) for event in reversed(shown.results)]
-    return next((step for step in exact if step is not None), None) or _steps_of_rate(shown)
+    return next((step for step in exact if step is not None), None) or steps_of_rate(shown)
 
 
 def series(shown: Course) -> list[Step]:
@@ -152,7 +152,8 @@ def _final_count(shown: Course, failure: Failure | None) -> int | None:
         return last.count
     segments = shown.console.segments
     if shown.end is not None:
-        same_line = last.line == segments[shown.end].line
+        printed_over_bar = {"train_runtime", "train_loss"} <= shown.results[0].values.keys()  # a block's line is not
+        same_line = printed_over_bar and last.line == segments[shown.end].line
         return last.count if last.index > shown.end or same_line or _closed(shown) else None
     if failure is None:
         return None
@@ -184,7 +185,7 @@ def _step_of_epoch(shown: Course, value: object) -> int | None:
     return round(steps) if abs(steps - round(steps)) < EXACT else None
 
 
-def _steps_of_rate(shown: Course) -> int | None:
+def steps_of_rate(shown: Course) -> int | None:
     """The steps of a training that came to the end of its epochs, from the rate that Trainer computes of them."""
     for event in shown.results:
         measures = [event.values.get(key) for key in ("epoch", "train_runtime", "train_steps_per_second")]

@@ -15,7 +15,9 @@ from typing import Any
 from lm_scale.report.ingest import dumps
 from lm_scale.report.ingest.console import Segment
 
-BLOCK_LINE = re.compile(r"^\s+(train_runtime|train_loss|eval_loss|num_input_tokens_seen)\s+=\s+([\d:.,]+)$")
+BLOCK_LINE = re.compile(
+    r"^\s+(train_runtime|train_loss|train_samples_per_second|eval_loss|num_input_tokens_seen)\s+=\s+([\d:.,]+)$"
+)
 CLOCK = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 
@@ -90,7 +92,7 @@ def number(value: Any) -> float | None:
 
 def event_kind(values: dict[str, Any]) -> str | None:
     """What a dict is: a training's result, an evaluation's, a log of its losses, or nothing that Trainer logs."""
-    if "train_runtime" in values:
+    if "train_runtime" in values and "train_loss" in values:  # with `include_num_input_tokens_seen` a log has the first
         return "train"
     if "eval_loss" in values:
         return "eval"

@@ -16,7 +16,7 @@ from lm_scale.report.derive import derive
 from lm_scale.report.ingest import Reading, dumps, ending, trainer_course, trainer_events
 from lm_scale.report.ingest.console import Console, Segment, moment
 from lm_scale.report.ingest.ending import Failure
-from lm_scale.report.ingest.settings import enumeration, whole
+from lm_scale.report.ingest.settings import enumeration, number, whole
 from lm_scale.report.ingest.trainer_course import Course
 from lm_scale.report.ingest.trainer_events import event_kind, nested
 from lm_scale.report.ingest.trainer_facts import Facts, facts
@@ -65,7 +65,7 @@ def _parts(segments: list[Segment]) -> list[list[Segment]]:
     ended = False
     for index, segment in enumerate(segments):
         text = segment.text
-        if "'train_runtime'" in text:
+        if "'train_runtime'" in text and "'train_loss'" in text:
             ended = True
         elif ended and ("Running training *****" in text or "TrainingArguments(" in text):
             cuts.append(index)
@@ -94,6 +94,7 @@ def _read(console: Console) -> Reading:
     evals = _evaluations(row, shown)
     _times(row, shown)
     row.status, row.last_error = _status(row, shown, failure)
+    _short_batches(row, shown)
     derive(row)
     _step_time(row, _evaluated(row, shown))
     _check_rates(row, shown)
@@ -104,7 +105,7 @@ def _planned_steps(shown: Course) -> int | None:
     if shown.facts.optimization_steps is not None:
         return shown.facts.optimization_steps
     if shown.total is None or not shown.micro_steps or shown.total % shown.micro_steps:
-        return None
+        return trainer_course.steps_of_rate(shown) if shown.total is None else None
     return shown.total // shown.micro_steps
 
 
@@ -245,7 +246,9 @@ def _time_was_up(row: Row, shown: Course) -> bool:
     """Whether a line between the last steps and the result says so: by a word, or by the seconds that had passed."""
     assert shown.end is not None
     recent = [state.index for state in shown.states if state.index < shown.end][-4:]
-    for segment in shown.console.segments[recent[0] if recent else 0 : shown.end]:
+    logged = [event.index for event in shown.logged if event.index < shown.end][-1:]
+    since = (recent or logged or [shown.end])[0]
+    for segment in shown.console.segments[since : shown.end]:
         text = segment.text.rpartition("it/s]")[2].rpartition("s/it]")[2]
         if "{" in text:
             continue
@@ -255,15 +258,45 @@ def _time_was_up(row: Row, shown: Course) -> bool:
     return False
 
 
+def _short_batches(row: Row, shown: Course) -> None:
+    """Where the batch does not divide the data, every epoch ends with less of one, and samples are not steps x batch.
+
+    Of a run that came to the end of its epochs Trainer's own samples/s is right, as far as it is printed: the planned
+    samples are the completed ones. Over several ranks accelerate repeats samples to fill up, so their number is open.
+    """
+    epochs = number(shown.facts.arguments.get("num_train_epochs"))
+    batch = row.global_batch or _product(row.micro_batch, row.grad_accum, row.data_parallel)
+    if not batch or not row.steps or row.steps != row.planned_steps or whole(shown.facts.arguments.get("max_steps")):
+        return
+    claim = _claim(shown)
+    if claim is None or row.runtime_s is None or epochs is None:
+        row.flag("samples_contradict", "the last batch of an epoch may be a short one: samples are not known")
+        return
+    missing = row.steps * batch - claim.value * row.runtime_s
+    runtimes = [trainer_events.measure(event.values.get("train_runtime")) for event in shown.results]
+    error = claim.unit * row.runtime_s + min(one.unit for one in runtimes if one is not None) * claim.value
+    if error < missing < batch * math.ceil(epochs):
+        row.samples_seen = round(claim.value * row.runtime_s) if error < 0.3 and row.world_size == 1 else None
+        row.samples_per_s = claim.value
+        row.flag("samples_contradict", "the last batch of an epoch is a short one: fewer samples than steps x batch")
+
+
+def _product(*factors: int | None) -> int | None:
+    return math.prod(known) if len(known := [one for one in factors if one is not None]) == len(factors) else None
+
+
+def _claim(shown: Course) -> trainer_events.Measure | None:
+    """Trainer's samples/s, the most exact that is printed."""
+    claims = [trainer_events.measure(event.values.get("train_samples_per_second")) for event in shown.results]
+    return min((claim for claim in claims if claim is not None), key=lambda claim: claim.unit, default=None)
+
+
 def _check_rates(row: Row, shown: Course) -> None:
-    """Flag Trainer's own rate where it is not what was completed in the runtime."""
-    for event in shown.results:
-        claimed = trainer_events.measure(event.values.get("train_samples_per_second"))
-        if claimed is None or not row.samples_per_s or abs(claimed.value / row.samples_per_s - 1) < 0.01:
-            continue
+    """Flag Trainer's own rate where it counts more than what was completed in the runtime."""
+    claim = _claim(shown)
+    if claim is not None and row.samples_per_s and claim.value > 1.02 * row.samples_per_s:
         row.flag(
             "planned_not_completed",
-            f"Trainer says {claimed.value:g} samples/s, the planned epochs over the runtime; "
+            f"Trainer says {claim.value:g} samples/s, the planned epochs over the runtime; "
             f"{row.samples_per_s:.4g} were completed",
         )
-        return
