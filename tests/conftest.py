@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,38 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["WANDB_MODE"] = "offline"
     os.environ.pop("OMP_NUM_THREADS", None)
+
+
+BUILD = "from lm_scale.engines.operators import build; build(['async_io'], print)"
+
+
+def offloads_to_nvme(item: pytest.Item) -> bool:
+    """Whether a test needs the operator that DeepSpeed compiles for NVMe."""
+    return "strategies" in getattr(item, "fixturenames", ()) or item.path.name == "test_nvme.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need the compiled operator come last: it takes minutes, in which the others run."""
+    items.sort(key=offloads_to_nvme)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operator(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Build it beside the tests; a run that needs it before it is there waits for the builder's lock."""
+    if not has_libaio() or not any(offloads_to_nvme(item) for item in request.session.items):
+        yield
+        return
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
+    builder = subprocess.Popen(
+        ["nice", sys.executable, "-c", BUILD],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    yield
+    builder.terminate()
+    builder.wait()
 
 
 @pytest.fixture(scope="session")
