@@ -111,12 +111,6 @@ def test_gpt2_trains_and_a_directory_is_continued(pretrain: Launch, tmp_path: Pa
     assert losses(read(tmp_path / "on"))[0] < losses(new)[0] - 0.5
 
 
-def test_the_record_is_mirrored_to_wandb_offline(pretrain: Launch, tmp_path: Path) -> None:
-    mirrored = run(pretrain, tmp_path, "mirrored", "--report_to", "wandb")
-    assert mirrored.status == "completed"
-    assert list((tmp_path / "mirrored" / "wandb").glob("offline-run-*/*.wandb"))
-
-
 @pytest.mark.parametrize("launcher", ["deepspeed", "python"])
 def test_an_interrupt_ends_the_step_and_keeps_a_checkpoint(tmp_path: Path, launcher: str) -> None:
     """Ctrl-C reaches the whole foreground group, as from a terminal."""

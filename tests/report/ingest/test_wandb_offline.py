@@ -166,6 +166,7 @@ def test_the_mirror_of_an_own_run_says_what_its_record_does(pretrain: Launch, tm
     done = pretrain(*words, "--output_dir", str(tmp_path), "--run_name", "own", "--report_to", "wandb")
     assert done.returncode == 0, done.stderr
     (own,) = own_runs.read(tmp_path / "own")
+    assert own.row.status == "completed"
     (folder,) = (tmp_path / "own" / "wandb").glob("offline-run-*")
     mirrored = one(folder)
     free = ("source", "path", "started_at", "finished_at", "last_record_at", "mfu", "peak_device_bytes")
