@@ -28,7 +28,7 @@ BUILD = "from lm_scale.engines.operators import build; build(['async_io'], print
 
 def offloads_to_nvme(item: pytest.Item) -> bool:
     """Whether a test needs the operator that DeepSpeed compiles for NVMe."""
-    return "strategies" in getattr(item, "fixturenames", ()) or item.path.name == "test_nvme.py"
+    return "strategies" in getattr(item, "fixturenames", ()) or item.path.name in ("test_nvme.py", "test_hf_trainer.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
