@@ -54,8 +54,12 @@ class StrategyArguments:
     override: list[str] = option(
         [], help="change one value of the JSON: dotted.path=VALUE (repeatable)", metavar="KEY=VALUE"
     )
-    engine: str = option("deepspeed", help="what executes the strategy", choices=("deepspeed",))
-    no_lint: bool = option(False, help="start although the JSON has keys that DeepSpeed would ignore")
+    engine: str = option(
+        "deepspeed",
+        help="what executes the strategy; torch is native DDP and FSDP2, the independent reference",
+        choices=("deepspeed", "torch"),
+    )
+    no_lint: bool = option(False, help="start although the lint calls something in the JSON an error")
     per_device_train_batch_size: int | None = option(help="samples of one forward on one rank (default 8)", metavar="N")
     gradient_accumulation_steps: int | None = option(
         help="micro-batches a rank does in one step (default 1)", metavar="N"
@@ -153,6 +157,44 @@ class CompareArguments(PretrainArguments):
     )
     baseline: str | None = option(help="the run that speedup refers to (default: the first)", metavar="NAME")
     cell_timeout: str = option("2h", help="end a run that takes longer", metavar="TIME")
+    check_parity: bool = option(
+        False, help="run native PyTorch in fp32 too, and say of each run whether its losses and gradient norms are its"
+    )
+
+
+@dataclass(kw_only=True)
+class LintArguments(StrategyArguments, ModelArguments):
+    """Which DeepSpeed JSONs are checked, and for where. Those of the other groups count for --resolved alone."""
+
+    ds_configs: list[str] = positional("the DeepSpeed JSONs to check, or folders of them")
+    world_size: int | None = option(help="ranks (default: not known)", metavar="N")
+    device: str | None = option(help="of the ranks (default: not known)", choices=("cpu", "gpu"))
+    format: str = option("text", help="how the problems are printed", choices=("text", "json"))
+    notes: bool = option(False, help="print what is worth knowing too")
+    resolved: bool = option(False, help="print each JSON as it would run, every value with where it came from")
+
+
+@dataclass(kw_only=True)
+class PlanArguments(PretrainArguments):
+    """The machine that a run is planned for, and what is asked about it."""
+
+    world_size: int = option(1, help="ranks", metavar="N")
+    nodes: int | None = option(help="nodes they are spread over (default: as few as hold them)", metavar="N")
+    device: str | None = option(
+        help="a100-40gb, a100-80gb, h100, h200, b200, v100-32gb, t4, rtx4090, cpu, with numbers in place of any: "
+        "h100,network=50 or memory=48,tflops=150 (default: cpu, where this machine has no accelerator)",
+        metavar="NAME",
+    )
+    vocab_size: int | None = option(help="tokens of the tokenizer (default: as the model's config says)", metavar="N")
+    master_weights: bool = option(
+        True, help="false: weights, gradients and moments in the products' precision, as torch's AdamW on a bf16 model"
+    )
+    max: bool = option(False, help="find the largest micro-batch that fits, or the fewest ranks where none does")
+    all: bool = option(False, help="rank every strategy in the folder of --ds_config (default: ds_configs)")
+    price_per_hour: float | None = option(help="of one device: prints the cost of a billion tokens", metavar="X")
+    rehearse: bool = option(False, help="run DeepSpeed itself as one rank of this world, and print both")
+    rank: int = option(0, help="the rank that is rehearsed", metavar="R")
+    format: str = option("text", help="how the plan is printed", choices=("text", "json"))
 
 
 @dataclass(kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from lm_scale import report
+from lm_scale import records, report
 from lm_scale.arguments import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -22,9 +23,19 @@ from lm_scale.arguments import (
     run_command,
     seconds,
 )
-from lm_scale.experiments import cell
+from lm_scale.experiments import cell, parity
 from lm_scale.report import tables
 from lm_scale.strategy.machine import Machine, detect
+
+REFERENCE = "torch_fp32"
+AS_REFERENCE = (
+    "--engine=torch",
+    '--override=zero_optimization={"stage": 0}',
+    *("--override=bf16.enabled=false", "--override=fp16.enabled=false"),
+)
+"""The first JSON's training by native PyTorch: nothing split, nothing rounded below fp32."""
+
+PARITY_STEPS = 20
 
 
 def main(argv: Sequence[str]) -> int:
@@ -35,6 +46,8 @@ def main(argv: Sequence[str]) -> int:
         "Run each DeepSpeed JSON under the same arguments and report.",
     )
     machine = detect()
+    if arguments.check_parity:
+        arguments = _for_parity(arguments)
     names = _check(arguments, machine)
     world_size = _world_size(arguments, machine)
     folder = _make_folder(arguments)
@@ -42,11 +55,13 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGHUP, _interrupt)
     kind = "cpu" if machine.device == "cpu" else "accelerator"
     progress = sys.stderr if sys.stderr.isatty() else sys.stdout  # without a terminal stderr is for errors alone
-    print(f"{len(names)} runs, {world_size} ranks each ({kind}), in {folder}", file=progress, flush=True)
     cells = [
         _cell(arguments, name, json, folder, world_size, machine)
         for name, json in zip(names, arguments.ds_configs, strict=True)
     ]
+    if arguments.check_parity:
+        cells.append(_cell(arguments, REFERENCE, arguments.ds_configs[0], folder, world_size, machine, AS_REFERENCE))
+    print(f"{len(cells)} runs, {world_size} ranks each ({kind}), in {folder}", file=progress, flush=True)
     outcomes: list[cell.Outcome] = []
     interrupted = False
     try:
@@ -62,6 +77,8 @@ def main(argv: Sequence[str]) -> int:
         _report(begun, folder, arguments.baseline if not interrupted else None)
     if interrupted:
         return EXIT_INTERRUPTED
+    if arguments.check_parity and not _parity([one.directory for one in cells], folder):
+        return EXIT_FAILED
     return 0 if all(outcome.status in cell.FINISHED for outcome in outcomes) else EXIT_FAILED
 
 
@@ -86,6 +103,18 @@ def _check(arguments: CompareArguments, machine: Machine) -> list[str]:
     if arguments.baseline and arguments.baseline not in names and stems.count(arguments.baseline) != 1:
         raise UserError(f"--baseline {arguments.baseline}: no such run; there will be {', '.join(names)}")
     return names
+
+
+def _for_parity(arguments: CompareArguments) -> CompareArguments:
+    """A check of parity looks at steps: 20 of them unless a number was given, and keeps nothing.
+
+    Raises:
+        UserError: the length is a time, in which unlike layouts make unlike schedules.
+    """
+    if arguments.budget is not None:
+        raise UserError("--check_parity: needs the same steps in every run; give --max_steps instead of --budget")
+    steps = arguments.max_steps or PARITY_STEPS
+    return dataclasses.replace(arguments, max_steps=steps, no_save=True, sample_tokens=0)
 
 
 def _world_size(arguments: CompareArguments, machine: Machine) -> int:
@@ -134,11 +163,19 @@ def _make_folder(arguments: CompareArguments) -> Path:
 
 
 def _cell(
-    arguments: CompareArguments, name: str, json: str, folder: Path, world_size: int, machine: Machine
+    arguments: CompareArguments,
+    name: str,
+    json: str,
+    folder: Path,
+    world_size: int,
+    machine: Machine,
+    changes: Sequence[str] = (),
 ) -> cell.Cell:
+    changed = [change.partition("=")[0].removeprefix("--") for change in changes]
     words = [
         *(f"--ds_config={json}", f"--run_name={name}", f"--output_dir={folder}"),
-        *cell.words(arguments, leave_out=("ds_config", "run_name", "output_dir")),
+        *cell.words(arguments, leave_out=("ds_config", "run_name", "output_dir", *set(changed) - {"override"})),
+        *changes,
     ]
     environment = dict(os.environ)
     if machine.device == "cpu":
@@ -176,6 +213,17 @@ def _report(directories: Sequence[Path], folder: Path, baseline: str | None) -> 
     print()
     tables.print_terminal(table)
     print(f"files: {', '.join(str(folder / name) for name in texts)}; the runs are beside them")
+
+
+def _parity(directories: Sequence[Path], folder: Path) -> bool:
+    """Say of each run whether it agrees with the reference, the last of them, and keep it; whether all do."""
+    reference, verdicts = records.read(directories[-1]), []
+    for directory in directories[:-1]:
+        verdicts.append(parity.judge(reference, records.read(directory)))
+    text = parity.describe(verdicts)
+    (folder / "parity.txt").write_text(text + "\n", encoding="utf-8")
+    print(f"\n{text}")
+    return all(verdict.agrees for verdict in verdicts)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

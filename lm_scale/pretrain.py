@@ -49,6 +49,7 @@ def main(argv: Sequence[str]) -> int:
     from lm_scale.engines.process import prepare_environment
     from lm_scale.engines.run_directory import check_output
     from lm_scale.strategy.machine import detect
+    from lm_scale.strategy.native import check_expressible
     from lm_scale.strategy.resolve import resolve
     from lm_scale.training.capture import Capture
     from lm_scale.training.limits import check
@@ -60,7 +61,10 @@ def main(argv: Sequence[str]) -> int:
     source = load_config(arguments.model)
     check_seq_len(source, arguments.seq_len)
     strategy = resolve(arguments, arguments, source.text_config.get("hidden_size"), process.world_size, machine)
-    check_nvme(strategy)
+    if arguments.engine == "torch":
+        check_expressible(strategy)
+    else:
+        check_nvme(strategy)
     if process.rank == 0:
         check_output(arguments)
     with Capture(process.rank) as capture:
@@ -73,7 +77,9 @@ def run(launch: Any) -> int:
     from lm_scale.data.tokens import prepare
 
     data = prepare(launch.arguments, launch.capture.terminal if launch.process.local_rank == 0 else None)
-    launch.progress.say("starting torch and DeepSpeed ...")
+    launch.progress.say(
+        "starting torch and DeepSpeed ..." if launch.arguments.engine == "deepspeed" else "starting torch ..."
+    )
 
     from lm_scale.engines.failure import record_failure
     from lm_scale.engines.process import leave_group

@@ -11,7 +11,10 @@ from launches import CONFIGS, Launch
 
 from lm_scale.records import Run, read
 
-BATCH = ("--model", "tiny", "--seq_len", "64", "--train_batch_size", "8", "--per_device_train_batch_size", "2")
+BATCH = (
+    *("--model", "tiny", "--seq_len", "64", "--train_batch_size", "8", "--per_device_train_batch_size", "2"),
+    *("--bf16", "false"),  # the same numbers on a CPU that multiplies bf16 too
+)
 LENGTH = ("--max_steps", "16", "--learning_rate", "1e-3", "--sample_tokens", "0", "--per_device_eval_batch_size", "32")
 
 

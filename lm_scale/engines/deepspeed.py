@@ -16,8 +16,10 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from lm_scale.data.batches import Batch, EvalBatch, StepBatches
+from lm_scale.data.batches import EvalBatch, StepBatches
+from lm_scale.engines.evaluation import eval_sums, to_device
 from lm_scale.engines.interface import EvalSums, StepResult
+from lm_scale.engines.parameter_groups import decay_counts, parameter_groups
 from lm_scale.strategy.load import get
 from lm_scale.strategy.resolve import Strategy
 from lm_scale.training.meter import PhaseClock
@@ -35,6 +37,7 @@ class DeepSpeedEngine:
 
     def __init__(self, strategy: Strategy, build_model: ModelBuilder) -> None:
         self._strategy = strategy
+        self.layout = f"ZeRO-{strategy.zero_stage}"
         partitioned = strategy.zero_stage == 3
         loss_module = build_model(self._partition if partitioned else None, gather if partitioned else None)
         self.loss_module: Any = loss_module
@@ -66,7 +69,7 @@ class DeepSpeedEngine:
         scale = engine.gradient_accumulation_steps() * engine.dp_world_size / max(batches.label_count, 1)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         for batch in batches.micro_batches:
-            input_ids, labels = self._to_device(batch)
+            input_ids, labels = to_device(batch, self.device)
             clock.lap("data")
             loss = engine(input_ids, labels)
             clock.lap("forward")
@@ -75,7 +78,7 @@ class DeepSpeedEngine:
             clock.lap("backward")
             if engine.is_gradient_accumulation_boundary():
                 if self._gradient_bytes is None:
-                    self._gradient_bytes = self._live_gradient_bytes()
+                    self._gradient_bytes = _bytes(self._live_gradients())
                 if self._whole_gradients:
                     self._grad_norm = self._whole_gradient_norm()
             engine.step()
@@ -86,30 +89,29 @@ class DeepSpeedEngine:
         return StepResult(loss_sum, grad_norm, not engine.was_step_applied())
 
     def decay_counts(self) -> dict[str, int]:
-        """How many parameters weight decay reaches, and how many it leaves out."""
-        counts = [sum(getattr(p, "ds_numel", p.numel()) for p in group["params"]) for group in self.param_groups]
-        return {"decayed_params": counts[0], "undecayed_params": sum(counts[1:])}
+        return decay_counts(self.param_groups)
 
     def lr(self) -> float:
         return self._lr
 
     def eval_loss(self, batches: Iterable[EvalBatch]) -> EvalSums:
         self._engine.eval()
-        total = torch.zeros(3, dtype=torch.float64, device=self.device)
-        with torch.no_grad():
-            for batch in batches:
-                total[0] += self._engine(*self._to_device(batch))
-                total[1] += batch.label_count
-                total[2] += math.nan if batch.label_bytes is None else batch.label_bytes
-        if dist.get_world_size() > 1:
-            dist.all_reduce(total)
-        loss_sum, labels, covered = total.tolist()
-        return EvalSums(loss_sum, int(labels), None if math.isnan(covered) else int(covered))
+        return eval_sums(self._engine, batches, self.device)
 
     def generate(self, tokenizer: Any, prompt: str, tokens: int) -> str:
         return continue_text(self.model, tokenizer, prompt, tokens, fixed_length=True)
 
     def state_bytes(self) -> dict[str, int]:
+        held = self.held_tensors()
+        own = [_bytes(held["parameters"]), self._gradient_bytes or 0, _bytes(held["master_weights"])]
+        own.append(_bytes(held["optimizer_states"]))
+        fullest = torch.tensor(own, dtype=torch.int64, device=self.device)
+        if dist.get_world_size() > 1:
+            dist.all_reduce(fullest, op=dist.ReduceOp.MAX)
+        return dict(zip(("parameters", "gradients", "master_weights", "optimizer"), fullest.tolist(), strict=True))
+
+    def held_tensors(self) -> dict[str, list[torch.Tensor]]:
+        """This rank's live parameters, gradients, master_weights and optimizer_states; each storage under one name."""
         parameters = [getattr(p, "ds_tensor", p) for p in self.model.parameters()]
         masters = self._master_weights()
         known = {_storage(tensor) for tensor in (*parameters, *masters)}
@@ -119,11 +121,12 @@ class DeepSpeedEngine:
             for tensor in state.values()
             if torch.is_tensor(tensor) and _storage(tensor) not in known
         ]
-        own = [_bytes(parameters), self._gradient_bytes or 0, _bytes(masters), _bytes(states)]
-        fullest = torch.tensor(own, dtype=torch.int64, device=self.device)
-        if dist.get_world_size() > 1:
-            dist.all_reduce(fullest, op=dist.ReduceOp.MAX)
-        return dict(zip(("parameters", "gradients", "master_weights", "optimizer"), fullest.tolist(), strict=True))
+        return {
+            "parameters": parameters,
+            "gradients": self._live_gradients(),
+            "master_weights": masters,
+            "optimizer_states": states,
+        }
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         whole: dict[int, torch.Tensor] = {}
@@ -147,11 +150,6 @@ class DeepSpeedEngine:
         context: Context = deepspeed.zero.Init(config_dict_or_path=self._strategy.document)
         return context
 
-    def _to_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        return tuple(  # type: ignore[return-value]
-            torch.from_numpy(array).to(self.device, non_blocking=True) for array in (batch.input_ids, batch.labels)
-        )
-
     def _whole_gradient_norm(self) -> float:
         """The norm of gradients that are whole and averaged on every rank (stage 0 in fp32), summed in fp64."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -169,7 +167,7 @@ class DeepSpeedEngine:
         if coefficient < 1:
             torch._foreach_mul_([p.grad for p in self.model.parameters() if p.grad is not None], coefficient)
 
-    def _live_gradient_bytes(self) -> int:
+    def _live_gradients(self) -> list[torch.Tensor]:
         held = [p.grad for p in self.model.parameters() if p.grad is not None]
         averaged = getattr(self._optimizer, "averaged_gradients", None) or {}
         for group in averaged.values():
@@ -177,7 +175,7 @@ class DeepSpeedEngine:
         buffer = getattr(self._optimizer, "grad_partitions_flat_buffer", None)
         held += [buffer] if torch.is_tensor(buffer) else []
         held += [master.grad for master in self._master_weights() if master.grad is not None]
-        return _bytes(held)
+        return held
 
     def _master_weights(self) -> list[torch.Tensor]:
         for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat", "fp32_groups_flat_partition"):
@@ -192,20 +190,6 @@ def gather(parameters: list[torch.nn.Parameter]) -> Context:
     """A context in which partitioned parameters are whole; what the first rank writes in it becomes every rank's."""
     context: Context = deepspeed.zero.GatheredParameters(parameters, modifier_rank=0)
     return context
-
-
-def parameter_groups(module: torch.nn.Module, weight_decay: float | None) -> list[dict[str, Any]]:
-    """Matrices, which decay, and norms and biases, which do not. `weight_decay` None leaves it to the optimizer."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    shapes = [getattr(p, "ds_shape", p.shape) for p in parameters]
-    matrices: dict[str, Any] = {"params": [p for p, shape in zip(parameters, shapes, strict=True) if len(shape) > 1]}
-    if weight_decay is not None:
-        matrices["weight_decay"] = weight_decay
-    vectors = {
-        "params": [p for p, shape in zip(parameters, shapes, strict=True) if len(shape) <= 1],
-        "weight_decay": 0.0,
-    }
-    return [group for group in (matrices, vectors) if group["params"]]
 
 
 def _bytes(tensors: list[Any]) -> int:

@@ -58,7 +58,7 @@ def make_header(
             "name": strategy.name,
             "ds_config": str(strategy.path),
             "engine": arguments.engine,
-            "zero_stage": strategy.zero_stage,
+            "zero_stage": strategy.zero_stage if arguments.engine == "deepspeed" else None,
             "offload": strategy.offload,
             "sources": strategy.sources,
         },
@@ -171,7 +171,7 @@ def summary(run_dir: Path, header: Header, engine: Engine, save: bool) -> list[s
     if where == "cpu":
         where = f"{machine['cpu']} (CPU), {machine['threads_per_rank']} of {machine['cpus']} cores each"
     chosen = header["strategy"]
-    strategy = f"{chosen['name']}: ZeRO-{chosen['zero_stage']}, offload {chosen['offload']}"
+    strategy = f"{chosen['name']}: {engine.layout}, offload {chosen['offload']}"
     if numerics["activation_checkpointing"]:
         strategy += ", activation checkpointing"
     reason = f": {numerics['loss_reason']}" if numerics["loss_reason"] else ""

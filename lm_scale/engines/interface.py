@@ -41,6 +41,8 @@ class Engine(Protocol):
     device: torch.device
     model: Any
     """The transformers model itself; its tensors may be partitioned."""
+    layout: str
+    """How the states lie over the ranks, in words: `ZeRO-2`, `DDP`."""
 
     def train_step(self, batches: StepBatches, lr: float, clock: PhaseClock) -> StepResult:
         """One optimizer step over this rank's micro-batches, at the rate `lr` unless the JSON has its own scheduler.

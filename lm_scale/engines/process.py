@@ -66,37 +66,43 @@ def prepare_environment(machine: Machine) -> Process:
     return Process(int(env["RANK"]), world_size, int(env["LOCAL_RANK"]), local, threads)
 
 
-def join_group(machine: Machine) -> torch.device:
-    """Join the process group through DeepSpeed; returns this rank's device.
-
-    `init_distributed` would compile `deepspeed_shm_comm` first, 75 seconds of C++ that only inference uses
-    (`deepspeed/comm/torch.py`: `inference_all_reduce`), so it is declared absent.
+def join_group(machine: Machine, engine: str) -> torch.device:
+    """Join the process group, through DeepSpeed where it is the engine; returns this rank's device.
 
     Raises:
         UserError: the port on which the ranks meet is taken, or torch cannot use the accelerator that the driver shows.
     """
-    import deepspeed
-    import torch.distributed
-    from deepspeed.accelerator import get_accelerator
+    import torch
 
-    accelerator = get_accelerator()
-    if machine.device == "gpu" and accelerator.device_name() == "cpu":
-        raise UserError(
-            "the driver shows a GPU that torch cannot use; install torch's GPU build, or set DS_ACCELERATOR=cpu"
-        )
     device = torch.device("cpu")
     if machine.device == "gpu":
-        device = torch.device(accelerator.device_name(), int(os.environ["LOCAL_RANK"]))
-        accelerator.set_device(device.index)  # before the first collective, which else runs on device 0 on every rank
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        if not torch.cuda.is_available():
+            raise UserError(
+                "the driver shows a GPU that torch cannot use; install torch's GPU build, or set DS_ACCELERATOR=cpu"
+            )
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)  # before the first collective, which else runs on device 0 on every rank
     try:
-        deepspeed.init_distributed(timeout=TIMEOUT, auto_mpi_discovery=False)
+        if engine == "deepspeed":
+            _join_through_deepspeed()
+        else:
+            backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+            torch.distributed.init_process_group(backend, timeout=TIMEOUT)
     except torch.distributed.DistNetworkError as error:
         if "EADDRINUSE" in str(error) or "already in use" in str(error):
             port = os.environ["MASTER_PORT"]
             raise UserError(f"port {port}: in use; give the launcher another one (--master_port)") from None
         raise
     return device
+
+
+def _join_through_deepspeed() -> None:
+    """`init_distributed` would compile `deepspeed_shm_comm` first, 75 seconds of C++ that only inference uses
+    (`deepspeed/comm/torch.py`: `inference_all_reduce`), so it is declared absent."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(timeout=TIMEOUT, auto_mpi_discovery=False)
 
 
 def broadcast_object(value: object) -> object:

@@ -14,6 +14,7 @@ from lm_scale.records import Header, Writer, process_identity
 from lm_scale.strategy.resolve import Strategy
 
 SAME = {
+    "strategy": ("engine",),
     "layout": ("world_size",),
     "batch": ("global_batch", "micro_batch", "seq_len", "packing"),
     "data": ("fingerprint",),
@@ -28,7 +29,8 @@ def run_name(launch: Launch) -> str:
     batch = launch.strategy.batch
     sizes = f"{launch.process.world_size}x{batch.micro_batch}x{batch.grad_accum}"
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return launch.arguments.run_name or f"{launch.strategy.name}-{launch.source.name}-{sizes}-{stamp}"
+    strategy = launch.strategy.name + ("-torch" if launch.arguments.engine == "torch" else "")
+    return launch.arguments.run_name or f"{strategy}-{launch.source.name}-{sizes}-{stamp}"
 
 
 def resume_dir(arguments: PretrainArguments) -> Path | None:

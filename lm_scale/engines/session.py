@@ -12,7 +12,6 @@ import torch
 from lm_scale.arguments import UserError
 from lm_scale.data.batches import EvalBatches, Samples, TrainBatches
 from lm_scale.data.tokens import TokenFiles
-from lm_scale.engines.deepspeed import DeepSpeedEngine
 from lm_scale.engines.describe import DTYPES, LossModule, built_facts, make_header, memory_of_others, summary
 from lm_scale.engines.interface import Engine
 from lm_scale.engines.launch import Launch, agree, on_host
@@ -41,6 +40,7 @@ class Session:
     """
 
     launch: Launch
+    device: torch.device
     data: TokenFiles
     batches: TrainBatches
     eval_batches: EvalBatches
@@ -107,17 +107,18 @@ def begin(launch: Launch, data: TokenFiles) -> Session:
         UserError: on every rank alike, where something that only now can be known is wrong.
     """
     arguments, process, strategy = launch.arguments, launch.process, launch.strategy
-    device = join_group(launch.machine)
+    device = join_group(launch.machine, arguments.engine)
     torch.manual_seed(arguments.seed)
     claims: list[IO[str]] = []
     on_host(process, lambda: claims.extend(claim_swap_folders(strategy)))
-    on_host(process, lambda: build_operators(needed(strategy), launch.progress.say))
+    if arguments.engine == "deepspeed":
+        on_host(process, lambda: build_operators(needed(strategy), launch.progress.say))
     batches, eval_batches = _batches(launch, data)
     limits = Limits.of(arguments, batches.samples_in_epoch / strategy.batch.global_batch)
     fill_schedule(strategy, limits.planned_steps, limits.warmup_steps)
     header = make_header(launch, data, batches, limits, device)
     run_dir, writer = open_run(launch, header)
-    return Session(launch, data, batches, eval_batches, limits, run_dir, writer, header, claims)
+    return Session(launch, device, data, batches, eval_batches, limits, run_dir, writer, header, claims)
 
 
 def build_engine(session: Session) -> None:
@@ -127,14 +128,9 @@ def build_engine(session: Session) -> None:
         UserError: on every rank alike; the record is gone then, if this run made it.
     """
     launch = session.launch
-    strategy = launch.strategy
-    if "nvme" in strategy.offload:
-        mend_swapping()
     made: list[LossModule] = []
     try:
-        session.engine = DeepSpeedEngine(
-            strategy, lambda partition, gather: _loss_module(launch, session.data, made, partition, gather)
-        )
+        session.engine = _engine(session, made)
     except UserError:
         if session.is_first_rank and not launch.arguments.resume:
             shutil.rmtree(session.run_dir)
@@ -155,6 +151,20 @@ def build_engine(session: Session) -> None:
         message = f"other processes hold {human_bytes(taken)} of this device: times and memory are not this run's alone"
         session.writer.append("event", event="device_shared", rank=launch.process.rank, message=message)
         launch.progress.say(f"warning    {message}")
+
+
+def _engine(session: Session, made: list[LossModule]) -> Engine:
+    launch, strategy = session.launch, session.launch.strategy
+    vocab_size = session.data.meta["vocab_size"]
+    if launch.arguments.engine == "torch":
+        from lm_scale.engines.native import NativeEngine
+
+        return NativeEngine(strategy, loss_module(launch, vocab_size, made, None, None), session.device)
+    from lm_scale.engines.deepspeed import DeepSpeedEngine
+
+    if "nvme" in strategy.offload:
+        mend_swapping()
+    return DeepSpeedEngine(strategy, lambda partition, gather: loss_module(launch, vocab_size, made, partition, gather))
 
 
 def _batches(launch: Launch, data: TokenFiles) -> tuple[TrainBatches, EvalBatches]:
@@ -178,11 +188,12 @@ def _batches(launch: Launch, data: TokenFiles) -> tuple[TrainBatches, EvalBatche
     return train, held_out
 
 
-def _loss_module(launch: Launch, data: TokenFiles, made: list[LossModule], partition: Any, gather: Any) -> CausalLMLoss:
+def loss_module(launch: Launch, vocab_size: int, made: list[LossModule], partition: Any, gather: Any) -> CausalLMLoss:
+    """The module that an engine trains, built and set up; appends to `made` what is to be known of it."""
     arguments = launch.arguments
     model, notes = build(
         launch.source,
-        vocab_size=data.meta["vocab_size"],
+        vocab_size=vocab_size,
         seq_len=arguments.seq_len,
         attn_implementation=arguments.attn_implementation,
         seed=arguments.seed,

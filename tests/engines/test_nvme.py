@@ -33,7 +33,7 @@ def test_losses_and_norms_are_those_of_zero3_in_memory(pretrain: Launch, tmp_pat
     (tmp_path / "text.txt").write_text(text)
     words = ["--model", str(tmp_path / "config.json"), "--dataset", str(tmp_path / "text.txt"), "--no_save"]
     tokenizer = train_tokenizer(tmp_path)
-    words += ["--tokenizer", str(tokenizer), "--seq_len", "64", "--per_device_train_batch_size", "2"]
+    words += ["--tokenizer", str(tokenizer), "--seq_len", "64", "--per_device_train_batch_size", "2", "--bf16", "false"]
     words += ["--max_steps", "6", "--learning_rate", "1e-2", "--sample_tokens", "0", "--output_dir", str(tmp_path)]
     runs = {}
     for name in ("zero3_offload", "zero3_nvme"):

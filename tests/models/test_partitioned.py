@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from launches import run_ranks
 
 WORKER = Path(__file__).with_name("partitioned_worker.py")
 MODELS = (
@@ -30,31 +27,7 @@ MODELS = (
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("partitioned")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(WORKER.parents[2]), os.environ.get("PYTHONPATH", "")]),
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "WORLD_SIZE": "2",
-        "LOCAL_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    processes = []
-    for rank in range(2):
-        with open(folder / f"rank{rank}.txt", "w") as log:
-            environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            command = [sys.executable, str(WORKER), str(folder / "record.json")]
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0], "\n".join((folder / f"rank{rank}.txt").read_text()[-3000:] for rank in range(2))
+    run_ranks(WORKER, str(folder / "record.json"), folder=folder)
     return json.loads((folder / "record.json").read_text())
 
 
