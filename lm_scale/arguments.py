@@ -164,7 +164,7 @@ class CompareArguments(PretrainArguments):
 
 @dataclass(kw_only=True)
 class LintArguments(StrategyArguments, ModelArguments):
-    """Which DeepSpeed JSONs are checked, and for where. Those of the other groups count for --resolved alone."""
+    """The DeepSpeed JSONs to check, and for where; of the other groups all but --override are for --resolved alone."""
 
     ds_configs: list[str] = positional("the DeepSpeed JSONs to check, or folders of them")
     world_size: int | None = option(help="ranks (default: not known)", metavar="N")

@@ -18,14 +18,17 @@ from lm_scale.arguments import (
     EXIT_INTERRUPTED,
     EXIT_USER_ERROR,
     CompareArguments,
+    PretrainArguments,
     UserError,
     parse,
     run_command,
     seconds,
 )
 from lm_scale.experiments import cell, parity
+from lm_scale.models.presets import load_config
 from lm_scale.report import tables
 from lm_scale.strategy.machine import Machine, detect
+from lm_scale.strategy.resolve import resolve
 
 REFERENCE = "torch_fp32"
 AS_REFERENCE = (
@@ -62,12 +65,17 @@ def main(argv: Sequence[str]) -> int:
     if arguments.check_parity:
         cells.append(_cell(arguments, REFERENCE, arguments.ds_configs[0], folder, world_size, machine, AS_REFERENCE))
     print(f"{len(cells)} runs, {world_size} ranks each ({kind}), in {folder}", file=progress, flush=True)
+    refusals = [_refusal(one, world_size, machine) for one in cells]
     outcomes: list[cell.Outcome] = []
     interrupted = False
     try:
-        for number, one in enumerate(cells, 1):
+        for number, (one, refusal) in enumerate(zip(cells, refusals, strict=True), 1):
             label = f"[{number}/{len(cells)}] {one.name}"
-            outcomes.append(cell.run(one, seconds(arguments.cell_timeout, "--cell_timeout"), progress, label))
+            timeout_s = seconds(arguments.cell_timeout, "--cell_timeout")
+            if refusal is not None:
+                outcomes.append(cell.reject(one, refusal, progress, label))
+            else:
+                outcomes.append(cell.run(one, timeout_s, progress, label))
             if number == 1:
                 _stop_at_common_mistake(one, outcomes[0])
     except KeyboardInterrupt:
@@ -181,6 +189,21 @@ def _cell(
     if machine.device == "cpu":
         environment["DS_ACCELERATOR"] = "cpu"  # the launcher reads it too, before pretrain could set it
     return cell.Cell(name, json, folder, cell.command(world_size, machine.device, words), environment)
+
+
+def _refusal(one: cell.Cell, world_size: int, machine: Machine) -> str | None:
+    """Why `pretrain` would refuse the cell's JSON (the lint, the batch), without starting it; else None."""
+    words = one.command[one.command.index("lm_scale.pretrain") + 1 :]
+    arguments = parse(PretrainArguments, words, "pretrain", "")
+    try:
+        hidden_size = load_config(arguments.model).text_config.get("hidden_size")
+    except UserError:
+        return None  # of no JSON: the first run says it for all
+    try:
+        resolve(arguments, arguments, hidden_size, world_size, machine)
+    except UserError as error:
+        return " ".join(str(error).split())
+    return None
 
 
 def _stop_at_common_mistake(first: cell.Cell, outcome: cell.Outcome) -> None:

@@ -96,7 +96,7 @@ def test_what_is_no_duration(text: str) -> None:
         seconds(text, "--budget")
 
 
-@pytest.mark.parametrize("command", ["pretrain", "compare", "report", "generate"])
+@pytest.mark.parametrize("command", ["pretrain", "lint", "compare", "report", "generate"])
 def test_help_is_there_and_imports_nothing_heavy(command: str) -> None:
     code = (
         "import sys, runpy\n"

@@ -61,6 +61,17 @@ def test_a_failure_says_why(mixed: tuple[subprocess.CompletedProcess[str], Path]
     assert rows[1]["tokens_per_s"] is None
 
 
+def test_a_json_that_the_lint_refuses_is_a_row_and_starts_nothing(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.json").write_text('{"gradient_cliping": 1.0}')
+    done = compare(str(tmp_path / "one.json"), str(tmp_path / "two.json"), "--run_name", "both", folder=tmp_path)
+    assert done.returncode == 1
+    folder = tmp_path / "both"
+    assert [row["status"] for row in json.loads((folder / "table.json").read_text())] == ["rejected", "rejected"]
+    assert "did you mean gradient_clipping?" in (read(folder / "two").last_error or "")
+    assert not list(folder.glob("*.launcher.log"))
+
+
 def test_a_mistake_that_all_runs_share_ends_it_at_once(tmp_path: Path) -> None:
     done = compare(str(CONFIGS / "zero1.json"), str(CONFIGS / "zero2.json"), "--dataset", "none.txt", folder=tmp_path)
     assert done.returncode == 2

@@ -52,7 +52,10 @@ def test_a_mistake_in_the_arguments(pretrain: Launch, tmp_path: Path, words: lis
     [
         ('{"zero_optimization": {"stage": 1},\n "gradient_clipping": }', [":2:23: not valid JSON"]),
         (json.dumps({"gradient_cliping": 1.0}), ["gradient_cliping: unknown key", "did you mean gradient_clipping?"]),
-        (json.dumps({"train_micro_batch_size_per_gpu": 3, "train_batch_size": 4}), ["global batch 4", "use 3 or 6"]),
+        (
+            json.dumps({"train_micro_batch_size_per_gpu": 3, "train_batch_size": 4}),
+            ["train_batch_size: 4 is no multiple of", "use train_batch_size 3 or 6"],
+        ),
     ],
 )
 def test_a_mistake_in_the_json(pretrain: Launch, tmp_path: Path, text: str, message: list[str]) -> None:

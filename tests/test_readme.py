@@ -8,11 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from lm_scale.arguments import CompareArguments, GenerateArguments, PretrainArguments, ReportArguments, parse
+from lm_scale.arguments import (
+    CompareArguments,
+    GenerateArguments,
+    LintArguments,
+    PretrainArguments,
+    ReportArguments,
+    parse,
+)
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = {"compare": CompareArguments, "report": ReportArguments, "generate": GenerateArguments}
+COMMANDS = {
+    "lint": LintArguments,
+    "compare": CompareArguments,
+    "report": ReportArguments,
+    "generate": GenerateArguments,
+}
 
 
 def pretrain_commands() -> list[str]:

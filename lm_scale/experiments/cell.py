@@ -125,6 +125,13 @@ def run(cell: Cell, timeout_s: float, stream: IO[str], label: str) -> Outcome:
     return outcome
 
 
+def reject(cell: Cell, error: str, stream: IO[str], label: str) -> Outcome:
+    """The record of a run that is not started, since its JSON is refused; its directory exists afterwards."""
+    _write_record(cell, "rejected", error, records.now())
+    Line(stream, label).end(f"rejected  {error}", 0.0)
+    return Outcome(EXIT_USER_ERROR, "rejected", error)
+
+
 def _settle(
     cell: Cell, process: subprocess.Popen[bytes], status: str | None, reason: str | None, created_at: str
 ) -> Outcome:

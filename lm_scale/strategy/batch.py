@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lm_scale.arguments import UserError
@@ -67,3 +68,45 @@ def solve(micro: int | None, accum: int | None, total: int | None, data_parallel
 def _nearby(total: int, unit: int) -> str:
     below = total // unit * unit
     return f"use {below} or {below + unit}" if below else f"use {unit}"
+
+
+def complete(micro: int | None, accum: int | None, total: int | None, ranks: int) -> tuple[int, int, int] | None:
+    """The triple as DeepSpeed completes it (`_set_batch_related_parameters`, runtime/config.py), or None if it refuses.
+
+    Any two members give the third by floor division, one alone goes without accumulation; then
+    `total == micro * accum * ranks` must hold with all of them above zero.
+    """
+    if total is None and micro is None:
+        return None
+    if total is None:
+        assert micro is not None
+        total = micro * (accum or 1) * ranks
+    if accum is None:
+        accum = total // micro // ranks if micro else 1
+    if micro is None:
+        micro = total // ranks // accum if accum else 0
+    whole = min(micro, accum, total) > 0 and total == micro * accum * ranks
+    return (micro, accum, total) if whole else None
+
+
+def nearest(micro: int | None, accum: int | None, total: int, ranks: int) -> list[tuple[str, int]]:
+    """By member (`micro`, `accum`, `total`), the values each of which alone mends a triple that does not fit.
+
+    A member that is None stays free. The total comes with its nearest fitting values below and above.
+    """
+    unit = (micro or 1) * (accum or 1) * ranks
+    fixed = micro is not None and accum is not None
+    totals = [unit] if fixed else sorted({total // unit * unit, (total // unit + 1) * unit} - {0})
+    found = [("total", value) for value in totals]
+    for name, own, other in (("micro", micro, accum), ("accum", accum, micro)):
+        if own is not None and total % ((other or 1) * ranks) == 0:
+            share = total // ((other or 1) * ranks)
+            fitting = [share] if fixed else divisors(share)
+            found.append((name, min(fitting, key=lambda size: abs(size - own))))
+    return found
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of a number above zero, ascending."""
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    return sorted({*small, *(number // size for size in small)})

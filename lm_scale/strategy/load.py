@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lm_scale.arguments import UserError
+from lm_scale.strategy.source import Document, Position, read
 
-Document = dict[str, Any]
+__all__ = ["Document", "at", "get", "load", "override", "put", "walk"]
 
 
 def load(path: Path) -> Document:
@@ -22,20 +23,23 @@ def load(path: Path) -> Document:
         UserError: the file is missing or unreadable, is no JSON (with line and column), or gives a key twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        source = read(path)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; give a DeepSpeed JSON, for example ds_configs/zero2.json") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    try:
-        document = json.loads(text, object_pairs_hook=_unique_keys)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}:{error.colno}: not valid JSON: {error.msg}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path}: must hold a JSON object, not a {type(document).__name__}")
-    return document
+    if source.unfit is not None:
+        raise UserError(f"{at(path, source.unfit.position)}: {source.unfit.message}")
+    if source.json_fault is not None:
+        also = "; DeepSpeed alone would read it, as Hjson" if source.hjson_fault is None else ""
+        raise UserError(f"{at(path, source.json_fault.position)}: not valid JSON: {source.json_fault.message}{also}")
+    for place, position in source.duplicates:
+        raise UserError(f"{at(path, position)}: {'.'.join(place)}: the key stands twice in its block; keep one")
+    assert source.document is not None
+    return source.document
+
+
+def at(path: Path | str, position: Position | None) -> str:
+    """`path:line:column`, or the path alone where no position is known."""
+    return f"{path}:{position.line}:{position.column}" if position else str(path)
 
 
 def override(document: Document, changes: list[str]) -> Document:
@@ -91,12 +95,3 @@ def walk(document: Document, prefix: str = "") -> list[tuple[str, Any]]:
         else:
             leaves.append((path, value))
     return leaves
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> Document:
-    document: Document = {}
-    for key, value in pairs:
-        if key in document:
-            raise ValueError(f"{key}: the key stands twice in its block; keep one")
-        document[key] = value
-    return document

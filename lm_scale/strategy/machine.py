@@ -27,7 +27,7 @@ def detect() -> Machine:
         if Path("/dev/kfd").exists():
             count = len(list(Path("/dev/dri").glob("renderD*")))
             return Machine("gpu", count, True, "AMD Instinct accelerators multiply bf16 natively")
-    return _cpu()
+    return cpu()
 
 
 def _nvidia() -> Machine | None:
@@ -48,7 +48,8 @@ def _nvidia() -> Machine | None:
     return Machine("gpu", count.value, native, reason)
 
 
-def _cpu() -> Machine:
+def cpu() -> Machine:
+    """This machine without its accelerators."""
     cores = len(os.sched_getaffinity(0))
     try:
         flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")

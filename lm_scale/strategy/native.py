@@ -37,6 +37,10 @@ def check_expressible(strategy: Strategy) -> None:
     for block in ("offload_optimizer", "offload_param"):
         if get(document, f"zero_optimization.{block}.device") == "nvme":
             raise _refusal(strategy, f"zero_optimization.{block}.device", "native PyTorch does not offload to NVMe")
+    if strategy.layout.pipeline_stages > 1:
+        raise _refusal(strategy, "pipeline.stages", "native PyTorch runs data-parallel layouts here")
+    if strategy.layout.tensor_parallel > 1:
+        raise _refusal(strategy, "tensor_parallel.autotp_size", "native PyTorch runs data-parallel layouts here")
     if strategy.precision == "fp16":
         raise _refusal(strategy, "fp16.enabled", "FSDP2 has no loss scaling; use bf16 or fp32")
     optimizer(document, strategy)

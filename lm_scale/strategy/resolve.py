@@ -14,9 +14,13 @@ from typing import Any, Literal
 
 from lm_scale.arguments import ModelArguments, StrategyArguments, UserError
 from lm_scale.strategy.batch import Batch, solve
-from lm_scale.strategy.keys import problems
+from lm_scale.strategy.layout import PARTITION, Layout, layout
 from lm_scale.strategy.load import Document, get, load, override, put, walk
 from lm_scale.strategy.machine import Machine
+from lm_scale.strategy.refusals import check_forms, faults, faults_of_file, refuse
+from lm_scale.strategy.rules import untested
+from lm_scale.strategy.rules.auto import MEANT
+from lm_scale.strategy.rules.findings import Setting
 
 AUTO = "auto"
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -33,6 +37,7 @@ class Strategy:
     path: Path
     document: Document
     sources: dict[str, str]
+    layout: Layout
     batch: Batch
     zero_stage: int
     offload: str
@@ -51,29 +56,40 @@ class Strategy:
 def resolve(
     arguments: StrategyArguments, model: ModelArguments, hidden_size: int | None, world_size: int, machine: Machine
 ) -> Strategy:
-    """The strategy that `arguments` name, for `world_size` data-parallel ranks on `machine`.
+    """The strategy that `arguments` name, for `world_size` ranks on `machine`.
 
     Raises:
-        UserError: the JSON is missing, malformed, has a key that DeepSpeed would ignore (unless `no_lint`), contradicts
-            an argument, or its batch arithmetic cannot be met.
+        UserError: the JSON is missing, malformed, has what the lint calls an error (unless `no_lint`), contradicts an
+            argument, or its batch arithmetic cannot be met.
     """
     if arguments.ds_config is None:
         raise UserError("--ds_config missing: give a DeepSpeed JSON, for example ds_configs/zero2.json")
     path = Path(arguments.ds_config)
     filling = _Filling(path, override(load(path), arguments.override), arguments.override)
-    faults = problems(filling.document)
-    if faults and not arguments.no_lint:
-        rest = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
-        raise UserError(f"{path}: {'; '.join(faults[:3])}{rest}")
-    _check_forms(filling)
-    batch = _batch(filling, arguments, world_size)
+    setting = Setting(world_size, "cpu" if machine.device == "cpu" else "gpu")
+    if not arguments.no_lint:
+        refuse(path, faults_of_file(filling.document, setting))
+    check_forms(path, filling.document)
+    spread = layout(filling.document, world_size, path)
+    batch = _batch(filling, arguments, spread.data_parallel)
+    if spread.tensor_parallel > 1:
+        # DeepSpeed checks it against ranks of which it counts each as data-parallel (runtime/config.py, `__init__`).
+        del filling.document["train_batch_size"]
+        if get(filling.document, "tensor_parallel.partition_config") is None:
+            filling.set("tensor_parallel.partition_config", PARTITION, "default: heads and feed-forward are cut")
     precision, reason = _precision(filling, arguments, machine)
     _optimizer(filling, arguments)
     filling.fill("gradient_clipping", arguments.max_grad_norm, "--max_grad_norm", 1.0)
     _buckets(filling, hidden_size)
+    if get(filling.document, "pipeline.activation_checkpoint_interval", 0) and spread.pipeline_stages > 1:
+        # Reentrant checkpointing cuts the graph at a segment whose inputs are token ids (runtime/pipe/module.py).
+        filling.fill("pipeline.use_reentrant", None, "", False)
     checkpointing = "activation_checkpointing" in filling.document
     filling.refuse_remaining_auto()
     document = filling.document
+    found = faults(document, setting)
+    if not arguments.no_lint:
+        refuse(path, found)
     stage = get(document, "zero_optimization.stage", 0)
     if stage not in (0, 1, 2, 3) or isinstance(stage, bool):
         raise UserError(f"{path}: zero_optimization.stage: {stage!r} is no ZeRO stage; use 0, 1, 2 or 3")
@@ -85,6 +101,7 @@ def resolve(
         path=path,
         document=document,
         sources=filling.sources,
+        layout=spread,
         batch=batch,
         zero_stage=stage,
         offload=_offload(document),
@@ -93,7 +110,7 @@ def resolve(
         reduction_precision=_reduction_precision(document, precision),
         master_weights=not low_precision_masters,
         activation_checkpointing=checkpointing or model.gradient_checkpointing,
-        warnings=_warnings(faults, precision, machine),
+        warnings=_warnings(found, precision, machine),
     )
 
 
@@ -157,33 +174,19 @@ class _Filling:
             self.set(dotted, given, argument)
 
     def number(self, dotted: str) -> None:
-        """Raises UserError where the file's value is no whole number."""
+        """See that the file's value is a whole number, `32.0` among them. Raises UserError where it is not."""
         stated = self.stated(dotted)
+        if isinstance(stated, float) and stated.is_integer():
+            stated = int(stated)
+            put(self.document, dotted, stated)
         if stated is not None and (isinstance(stated, bool) or not isinstance(stated, int)):
             raise UserError(f"{self.path}: {dotted}: {stated!r} is no whole number")
 
     def refuse_remaining_auto(self) -> None:
         for dotted, value in walk(self.document):
-            if value == AUTO and dotted.rpartition(".")[2] not in SCHEDULE_KEYS:
+            place = tuple(dotted.split("."))
+            if value == AUTO and place[-1] not in SCHEDULE_KEYS and place not in MEANT:
                 raise UserError(f'{self.path}: {dotted}: "auto" has no meaning here; write the value')
-
-
-def _check_forms(filling: _Filling) -> None:
-    """Refuse forms that DeepSpeed takes for something else than they look, or fails on only when it trains."""
-    document, path = filling.document, filling.path
-    for dotted in ("bf16", "bfloat16", "fp16", "zero_optimization", "optimizer", "optimizer.params", "scheduler"):
-        if not isinstance(get(document, dotted, {}), dict):
-            raise UserError(f"{path}: {dotted}: {get(document, dotted)!r} is no block; write it as {{...}}")
-    for block in ("bf16", "bfloat16", "fp16"):
-        value = get(document, f"{block}.enabled", False)
-        if not isinstance(value, bool) and value != AUTO:
-            raise UserError(f'{path}: {block}.enabled: {value!r}: write true, false or "auto"')
-    for key, new in (("cpu_offload", "offload_optimizer"), ("cpu_offload_param", "offload_param")):
-        if get(document, f"zero_optimization.{key}"):
-            raise UserError(f'{path}: zero_optimization.{key}: an old name; write "{new}": {{"device": "cpu"}}')
-    clipping = get(document, "gradient_clipping", 0.0)
-    if clipping != AUTO and (isinstance(clipping, bool) or not isinstance(clipping, int | float)):
-        raise UserError(f"{path}: gradient_clipping: {clipping!r} is no number")
 
 
 def _batch(filling: _Filling, arguments: StrategyArguments, data_parallel: int) -> Batch:
@@ -275,10 +278,8 @@ def _buckets(filling: _Filling, hidden_size: int | None) -> None:
 
 
 def _reduction_precision(document: Document, precision: str) -> str:
-    """Of the gradients on the wire, by the row's names; DeepSpeed also takes `bfp16` and torch's own."""
-    stated = str(get(document, "communication_data_type") or precision)
-    names = {"bfp16": "bf16", "bfloat16": "bf16", "float16": "fp16", "half": "fp16", "float32": "fp32", "float": "fp32"}
-    return names.get(stated, stated)
+    """Of the gradients on the wire."""
+    return str(get(document, "communication_data_type") or precision).lower()
 
 
 def _offload(document: Document) -> str:
@@ -292,6 +293,7 @@ def _offload(document: Document) -> str:
 
 def _warnings(faults: list[str], precision: str, machine: Machine) -> list[str]:
     warnings = [f"{fault} (started by --no_lint)" for fault in faults]
+    warnings += [untested()] if untested() else []
     if precision == "bf16" and not machine.bf16:
         warnings.append(f"bf16 will be very slow: {machine.bf16_reason}")
     return warnings

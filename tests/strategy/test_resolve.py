@@ -41,7 +41,10 @@ def test_nothing_is_left_at_auto_and_every_value_has_a_source(tmp_path: Path) ->
                 "type": "AdamW",
                 "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
             },
-            "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": "auto", "warmup_num_steps": "auto"}},
+            "scheduler": {
+                "type": "WarmupDecayLR",
+                "params": {"total_num_steps": "auto", "warmup_num_steps": "auto", "warmup_max_lr": "auto"},
+            },
             "zero_optimization": {
                 "stage": 3,
                 "reduce_bucket_size": "auto",
@@ -151,20 +154,20 @@ def test_precision(tmp_path: Path, bf16: Any, fp16: Any, machine: Machine, preci
     [
         ({"gradient_cliping": 1.0}, "gradient_cliping: unknown key, DeepSpeed would ignore it; did you mean gradient"),
         ({"zero_optimisation": {"stage": 2}}, "did you mean zero_optimization?"),
-        ({"stage": 2}, "it belongs into zero_optimization"),
+        ({"stage": 2}, "move it to zero_optimization.stage"),
         ({"optimizer": {"type": "AdamW", "parms": {}}}, "did you mean optimizer.params?"),
-        ({"zero_optimization": {"stage": 2, "reduce_buket_size": 1}}, "DeepSpeed would refuse it"),
+        ({"zero_optimization": {"stage": 2, "reduce_buket_size": 1}}, "DeepSpeed would refuse it; did you mean"),
         ({"zero_optimization": {"stage": 1, "offload_param": {"device": "cpu"}}}, "DeepSpeed ignores it at stage 1"),
         ({"elasticity": {"enabled": True}}, "DeepSpeed has removed this key"),
-        ({"zero_optimization": {"stage": 4}}, "no ZeRO stage"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage: DeepSpeed refuses 4"),
         ({"zero_optimization": {"stage": "auto"}}, '"auto" has no meaning here'),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "both on"),
-        ({"fp16": {"enabled": True}}, "no fp16 training on a CPU"),
+        ({"fp16": {"enabled": True}}, "fp16 on a CPU"),
         ({"train_batch_size": "32"}, "no whole number"),
-        ({"optimizer": {"type": "AdamW", "params": {"lr": "1e-3"}}}, "no number"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": "1e-3"}}}, "where AdamW computes with a number"),
         ('{"a": 1,\n "b": }', "strategy.json:2:7: not valid JSON"),
         ('{"train_batch_size": 8, "train_batch_size": 16}', "stands twice"),
-        ("[]", "must hold a JSON object"),
+        ("[]", "must hold a JSON object in braces, not a list"),
     ],
 )  # fmt: skip
 def test_what_would_not_run_as_written_is_refused_in_one_line(tmp_path: Path, document: Any, words: str) -> None:
@@ -196,9 +199,9 @@ def test_a_malformed_override_is_refused(tmp_path: Path, change: str) -> None:
     ("document", "words"),
     [
         ({"zero_optimization": True}, "zero_optimization: True is no block"),
-        ({"bf16": True}, "bf16: True is no block"),
+        ({"bf16": True}, "bf16: true is no block"),
         ({"bf16": {"enabled": 1}}, 'write true, false or "auto"'),
-        ({"optimizer": {"type": "AdamW", "params": []}}, "optimizer.params: [] is no block"),
+        ({"optimizer": {"type": "AdamW", "params": []}}, "optimizer.params: a list is no block"),
         ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "offload_optimizer"),
         ({"gradient_clipping": "1.0"}, "is no number"),
         ({"torch_autocast": {"enabled": True}}, "torch_autocast"),
@@ -215,7 +218,7 @@ def test_turning_bf16_off_where_it_is_native_does_not_turn_fp16_on(tmp_path: Pat
     assert resolved(tmp_path, blocks, "--bf16", "false", machine=A100).precision == "fp32"
 
 
-@pytest.mark.parametrize(("stated", "name"), [("bfp16", "bf16"), ("fp32", "fp32"), (None, "fp32")])
+@pytest.mark.parametrize(("stated", "name"), [("bf16", "bf16"), ("fp32", "fp32"), (None, "fp32")])
 def test_reduction_precision_has_the_rows_names(tmp_path: Path, stated: str | None, name: str) -> None:
     document = {"communication_data_type": stated} if stated else {}
     assert resolved(tmp_path, document).reduction_precision == name

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lm_scale.strategy.keys import problems
 from lm_scale.strategy.load import walk
+from lm_scale.strategy.rules import check
+from lm_scale.strategy.rules.findings import Setting
 
 FOLDER = Path(__file__).parents[2] / "ds_configs"
 
@@ -55,8 +56,10 @@ def test_nvme_differs_from_zero3_in_its_drive_alone() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
-def test_every_key_is_one_that_deepspeed_reads(path: Path) -> None:
-    assert problems(json.loads(path.read_text())) == []
+def test_it_has_no_error_on_any_device(path: Path) -> None:
+    document = json.loads(path.read_text())
+    for setting in (Setting(), Setting(2, "cpu"), Setting(64, "gpu")):
+        assert [finding for finding in check(document, setting) if finding.severity == "error"] == []
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
