@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
     from lm_scale.engines.nvme import check_nvme
     from lm_scale.engines.process import prepare_environment
     from lm_scale.engines.run_directory import check_output
+    from lm_scale.strategy.layout import check_tensor_parallel
     from lm_scale.strategy.machine import detect
     from lm_scale.strategy.native import check_expressible
     from lm_scale.strategy.resolve import resolve
@@ -61,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
     source = load_config(arguments.model)
     check_seq_len(source, arguments.seq_len)
     strategy = resolve(arguments, arguments, source.text_config.get("hidden_size"), process.world_size, machine)
+    tensor_ranks = strategy.layout.tensor_parallel
+    check_tensor_parallel(source.text_config, strategy.document, tensor_ranks, strategy.path)
     if arguments.engine == "torch":
         check_expressible(strategy)
     else:

@@ -1,4 +1,4 @@
-"""The engine of a DeepSpeed JSON: ZeRO 0 to 3, offload to the CPU and to NVMe, over `deepspeed.initialize`.
+"""The engine of a DeepSpeed JSON: ZeRO 0 to 3, offload, tensor parallelism, over `deepspeed.initialize`.
 
 What it adds to DeepSpeed: the loss is the mean over the labels of the whole global batch, not a mean of means; the
 gradient norm is known at every stage; a parameter can be drawn, read and saved wherever its pieces lie.
@@ -7,14 +7,16 @@ gradient norm is known at every stage; a parameter can be drawn, read and saved 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.module_inject.layers import GatherReplacedLayerParams
+from deepspeed.utils import groups
 
 from lm_scale.data.batches import EvalBatch, StepBatches
 from lm_scale.engines.evaluation import eval_sums, to_device
@@ -38,15 +40,26 @@ class DeepSpeedEngine:
     def __init__(self, strategy: Strategy, build_model: ModelBuilder) -> None:
         self._strategy = strategy
         self.layout = f"ZeRO-{strategy.zero_stage}"
+        self._tensor_ranks = strategy.layout.tensor_parallel
+        if self._tensor_ranks > 1:
+            self.layout += f", each matrix over {self._tensor_ranks} ranks"
+        self._reports = dist.get_rank() % self._tensor_ranks == 0  # the others of its tensor group have the same loss
         partitioned = strategy.zero_stage == 3
         loss_module = build_model(self._partition if partitioned else None, gather if partitioned else None)
         self.loss_module: Any = loss_module
         self.model: Any = loss_module.model
+        self.params = sum(getattr(p, "ds_numel", p.numel()) for p in loss_module.parameters())
+        self._initialize(loss_module)
+
+    def _initialize(self, module: torch.nn.Module) -> None:
+        """Hand the module that holds this rank's parameters to DeepSpeed."""
+        strategy, self._module = self._strategy, module
         decay = get(strategy.document, "optimizer.params.weight_decay")
-        self.param_groups = parameter_groups(loss_module, decay)
+        param_groups = parameter_groups(module, decay)
+        self._decay_counts = decay_counts(param_groups)
         self._engine, self._optimizer, _, self._scheduler = deepspeed.initialize(
-            model=loss_module,
-            model_parameters=self.param_groups,
+            model=module,
+            model_parameters=param_groups,
             config=strategy.document,
             dist_init_required=False,
         )
@@ -61,10 +74,7 @@ class DeepSpeedEngine:
     def train_step(self, batches: StepBatches, lr: float, clock: PhaseClock) -> StepResult:
         engine = self._engine
         engine.train()
-        if self._scheduler is None:
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr
-        self._lr = float(self._optimizer.param_groups[0]["lr"])
+        self._set_lr(lr)
         # DeepSpeed divides by the accumulation and averages over the ranks; wanted is the mean over all labels.
         scale = engine.gradient_accumulation_steps() * engine.dp_world_size / max(batches.label_count, 1)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -78,7 +88,7 @@ class DeepSpeedEngine:
             clock.lap("backward")
             if engine.is_gradient_accumulation_boundary():
                 if self._gradient_bytes is None:
-                    self._gradient_bytes = _bytes(self._live_gradients())
+                    self._gradient_bytes = tensor_bytes(self._live_gradients())
                 if self._whole_gradients:
                     self._grad_norm = self._whole_gradient_norm()
             engine.step()
@@ -86,25 +96,34 @@ class DeepSpeedEngine:
         if not self._whole_gradients:
             self._grad_norm = engine.get_global_grad_norm()
         grad_norm = None if self._grad_norm is None else float(self._grad_norm)
+        if not self._reports:
+            loss_sum.zero_()
         return StepResult(loss_sum, grad_norm, not engine.was_step_applied())
 
+    def _set_lr(self, lr: float) -> None:
+        if self._scheduler is None:
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+        self._lr = float(self._optimizer.param_groups[0]["lr"])
+
     def decay_counts(self) -> dict[str, int]:
-        return decay_counts(self.param_groups)
+        return self._decay_counts
 
     def lr(self) -> float:
         return self._lr
 
     def eval_loss(self, batches: Iterable[EvalBatch]) -> EvalSums:
         self._engine.eval()
-        return eval_sums(self._engine, batches, self.device)
+        sums = eval_sums(self._engine, batches, self.device)
+        return sums.shared_by(self._tensor_ranks)
 
     def generate(self, tokenizer: Any, prompt: str, tokens: int) -> str:
         return continue_text(self.model, tokenizer, prompt, tokens, fixed_length=True)
 
     def state_bytes(self) -> dict[str, int]:
         held = self.held_tensors()
-        own = [_bytes(held["parameters"]), self._gradient_bytes or 0, _bytes(held["master_weights"])]
-        own.append(_bytes(held["optimizer_states"]))
+        own = [tensor_bytes(held["parameters"]), self._gradient_bytes or 0, tensor_bytes(held["master_weights"])]
+        own.append(tensor_bytes(held["optimizer_states"]))
         fullest = torch.tensor(own, dtype=torch.int64, device=self.device)
         if dist.get_world_size() > 1:
             dist.all_reduce(fullest, op=dist.ReduceOp.MAX)
@@ -112,7 +131,7 @@ class DeepSpeedEngine:
 
     def held_tensors(self) -> dict[str, list[torch.Tensor]]:
         """This rank's live parameters, gradients, master_weights and optimizer_states; each storage under one name."""
-        parameters = [getattr(p, "ds_tensor", p) for p in self.model.parameters()]
+        parameters = [getattr(p, "ds_tensor", p) for p in self._module.parameters()]
         masters = self._master_weights()
         known = {_storage(tensor) for tensor in (*parameters, *masters)}
         states = [
@@ -130,13 +149,25 @@ class DeepSpeedEngine:
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         whole: dict[int, torch.Tensor] = {}
-        state: dict[str, torch.Tensor] = {}
-        for name, tensor in self.model.state_dict(keep_vars=True).items():
-            if id(tensor) not in whole:
-                with gather([tensor]) if hasattr(tensor, "ds_id") else nullcontext():
-                    whole[id(tensor)] = tensor.detach().to("cpu", copy=True) if dist.get_rank() == 0 else torch.empty(0)
-            state[name] = whole[id(tensor)]
-        return state if dist.get_rank() == 0 else {}
+        first = dist.get_rank() == 0
+        for module in self.model.modules():
+            own = [p for p in module.parameters(recurse=False) if id(p) not in whole]
+            with self._whole(own):
+                for tensor in own:
+                    whole[id(tensor)] = tensor.detach().to("cpu", copy=True) if first else torch.empty(0)
+        if not first:
+            return {}
+        state = self.model.state_dict(keep_vars=True)
+        return {name: whole.get(id(tensor), tensor.detach().cpu()) for name, tensor in state.items()}
+
+    @contextmanager
+    def _whole(self, parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+        """A context in which one module's own parameters are whole, wherever their pieces lie."""
+        partitioned = [p for p in parameters if hasattr(p, "ds_id")]
+        cut = self._tensor_ranks > 1 and bool(parameters)
+        whole = gather(partitioned) if partitioned else nullcontext()
+        with whole, torch.no_grad(), GatherReplacedLayerParams(parameters, self.model, enabled=cut):
+            yield
 
     def save(self, folder: Path) -> None:
         self._engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, save_latest=False)
@@ -151,10 +182,18 @@ class DeepSpeedEngine:
         return context
 
     def _whole_gradient_norm(self) -> float:
-        """The norm of gradients that are whole and averaged on every rank (stage 0 in fp32), summed in fp64."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients])
-        return math.sqrt(float((norms * norms).sum()))
+        """The norm of averaged gradients that are not split over replicas (stage 0 in fp32), summed in fp64.
+
+        Of matrices that tensor parallelism cut each rank adds its part; what is whole on every rank counts once.
+        """
+        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        for parameter in self._module.parameters():
+            if parameter.grad is not None:
+                cut = int(getattr(parameter, "tensor_model_parallel", False))
+                total[cut] += torch.linalg.vector_norm(parameter.grad, dtype=torch.float64) ** 2
+        if self._tensor_ranks > 1:
+            dist.all_reduce(total[1:], group=groups.get_tensor_model_parallel_group())
+        return math.sqrt(float(total.sum()))
 
     def _clip_whole_gradients(self) -> None:
         """Clip by the norm just measured, in place of DeepSpeed's `clip_fp32_gradients`.
@@ -165,10 +204,10 @@ class DeepSpeedEngine:
         assert self._grad_norm is not None
         coefficient = self._engine.gradient_clipping() / (self._grad_norm + 1e-6)
         if coefficient < 1:
-            torch._foreach_mul_([p.grad for p in self.model.parameters() if p.grad is not None], coefficient)
+            torch._foreach_mul_([p.grad for p in self._module.parameters() if p.grad is not None], coefficient)
 
     def _live_gradients(self) -> list[torch.Tensor]:
-        held = [p.grad for p in self.model.parameters() if p.grad is not None]
+        held = [p.grad for p in self._module.parameters() if p.grad is not None]
         averaged = getattr(self._optimizer, "averaged_gradients", None) or {}
         for group in averaged.values():
             held += [gradient for gradient in group or [] if torch.is_tensor(gradient)]
@@ -192,7 +231,7 @@ def gather(parameters: list[torch.nn.Parameter]) -> Context:
     return context
 
 
-def _bytes(tensors: list[Any]) -> int:
+def tensor_bytes(tensors: list[Any]) -> int:
     """Bytes of the tensors' storages, each storage once."""
     storages = {_storage(t): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())

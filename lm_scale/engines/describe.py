@@ -21,7 +21,6 @@ from lm_scale.records import Header, now, process_identity
 from lm_scale.training.header import git_state, hardware, untested, versions
 from lm_scale.training.limits import Limits
 from lm_scale.training.progress import human_bytes
-from lm_scale.training.weights import final_bytes
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,9 @@ def make_header(
         "layout": {
             "world_size": process.world_size,
             "nodes": process.nodes,
-            "data_parallel": batch.data_parallel,
-            "pipeline_stages": 1,
-            "tensor_parallel": 1,
+            "data_parallel": strategy.layout.data_parallel,
+            "pipeline_stages": strategy.layout.pipeline_stages,
+            "tensor_parallel": strategy.layout.tensor_parallel,
         },
         "batch": {
             "micro_batch": batch.micro_batch,
@@ -145,7 +144,7 @@ def built_facts(header: Header, engine: Engine, made: LossModule, seq_len: int) 
         },
         "model": {
             **header["model"],
-            "params": sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters()),
+            "params": engine.params,
             "vocab_size": embeddings.num_embeddings,
             "tied_embeddings": head is not None and embeddings.weight is head.weight,
             "config": config,
@@ -166,7 +165,7 @@ def summary(run_dir: Path, header: Header, engine: Engine, save: bool) -> list[s
     weights = "no weights are written (--no_save)"
     if save:
         free = shutil.disk_usage(run_dir).free
-        weights = f"{human_bytes(final_bytes(engine.model))} of weights at the end ({human_bytes(free)} free)"
+        weights = f"{human_bytes(final_bytes(engine))} of weights at the end ({human_bytes(free)} free)"
     where = machine["device"]
     if where == "cpu":
         where = f"{machine['cpu']} (CPU), {machine['threads_per_rank']} of {machine['cpus']} cores each"
@@ -189,6 +188,12 @@ def summary(run_dir: Path, header: Header, engine: Engine, save: bool) -> list[s
         f"keeps      {weights}",
     ]
     return lines + [f"warning    {line}" for line in header["warnings"][:5]]
+
+
+def final_bytes(engine: Engine) -> int:
+    """Bytes of the weights that a run writes at its end, in the precision in which the engine holds them."""
+    width: int = next(engine.model.parameters()).element_size()
+    return engine.params * width
 
 
 def _host_warnings(launch: Launch) -> list[str]:

@@ -34,6 +34,11 @@ class EvalSums:
     labels: int
     label_bytes: int | None
 
+    def shared_by(self, ranks: int) -> EvalSums:
+        """The sums where `ranks` ranks each added the same batches."""
+        covered = None if self.label_bytes is None else self.label_bytes // ranks
+        return EvalSums(self.loss_sum / ranks, self.labels // ranks, covered)
+
 
 class Engine(Protocol):
     """A model under one strategy. Every method is collective: all ranks call it, in the same order."""
@@ -41,6 +46,8 @@ class Engine(Protocol):
     device: torch.device
     model: Any
     """The transformers model itself; its tensors may be partitioned."""
+    params: int
+    """Parameters of the whole model, a tied one once."""
     layout: str
     """How the states lie over the ranks, in words: `ZeRO-2`, `DDP`."""
 

@@ -48,6 +48,7 @@ class NativeEngine:
         self._strategy = strategy
         self._ranks = dist.get_world_size()
         self._shards: Any = None
+        self.params = sum(p.numel() for p in loss_module.parameters())
         self._module = self._distribute(loss_module)
         decay = get(strategy.document, "optimizer.params.weight_decay")
         self.param_groups = parameter_groups(loss_module, decay)

@@ -160,6 +160,11 @@ def _engine(session: Session, made: list[LossModule]) -> Engine:
         from lm_scale.engines.native import NativeEngine
 
         return NativeEngine(strategy, loss_module(launch, vocab_size, made, None, None), session.device)
+    if strategy.layout.pipeline_stages > 1:
+        from lm_scale.engines.pipeline import PipelineEngine
+
+        module = loss_module(launch, vocab_size, made, None, None)
+        return PipelineEngine(strategy, module, compiled=launch.arguments.torch_compile)
     from lm_scale.engines.deepspeed import DeepSpeedEngine
 
     if "nvme" in strategy.offload:
@@ -168,7 +173,8 @@ def _engine(session: Session, made: list[LossModule]) -> Engine:
 
 
 def _batches(launch: Launch, data: TokenFiles) -> tuple[TrainBatches, EvalBatches]:
-    arguments, batch, rank = launch.arguments, launch.strategy.batch, launch.process.rank
+    arguments, batch = launch.arguments, launch.strategy.batch
+    rank = launch.strategy.layout.data_rank(launch.process.rank)
     packing = not arguments.no_packing
     train = TrainBatches(
         Samples(data.train, packing=packing, seq_len=arguments.seq_len),

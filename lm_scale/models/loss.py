@@ -44,6 +44,7 @@ class CausalLMLoss(nn.Module):
     def __init__(self, model: PreTrainedModel, mode: Mode) -> None:
         super().__init__()
         self.model = model
+        self.config = model.config  # DeepSpeed's tensor parallelism looks for it on the module that it is given
         self.mode = mode
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> Tensor:
@@ -58,11 +59,7 @@ class CausalLMLoss(nn.Module):
         # No mask: samples are full, or padded on the right, where a causal model's earlier positions cannot look.
         hidden = self.model.base_model(input_ids=input_ids, use_cache=False)[0].flatten(0, 1)
         head = _head(self.model)
-        device_type = hidden.device.type
-        autocast = torch.is_autocast_enabled(device_type)
-        dtype = torch.get_autocast_dtype(device_type) if autocast else head.weight.dtype
-        loss = _liger if self.mode == "liger" else chunked_cross_entropy
-        return loss(hidden.to(dtype), head.weight.to(dtype), head.bias, labels.flatten())
+        return head_loss(self.mode, hidden, head.weight, head.bias, labels.flatten())
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the base model in place; the loss stays eager, its chunks are large products already."""
@@ -76,6 +73,18 @@ class CausalLMLoss(nn.Module):
             # The model's own rule adds it to the mean of the token losses, so the sum takes it once a label.
             loss = loss + self.model.config.router_aux_loss_coef * outputs.aux_loss * (labels != IGNORED).sum()
         return loss
+
+
+def head_loss(mode: Mode, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    """The summed loss, a scalar in fp32, under a head (vocabulary, width) of hidden states (tokens, width)."""
+    device_type = hidden.device.type
+    autocast = torch.is_autocast_enabled(device_type)
+    dtype = torch.get_autocast_dtype(device_type) if autocast else weight.dtype
+    if mode == "full":
+        logits = nn.functional.linear(hidden.to(dtype), weight.to(dtype), bias).float()
+        return nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    loss = _liger if mode == "liger" else chunked_cross_entropy
+    return loss(hidden.to(dtype), weight.to(dtype), bias, labels)
 
 
 def choose_loss(model: PreTrainedModel, asked: str, device_type: str) -> LossChoice:

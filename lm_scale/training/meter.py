@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-PHASES = ("data", "forward", "backward", "optimizer")
+PHASES = ("data", "forward", "backward", "optimizer", "idle")
+"""`idle` is a pipeline stage's waiting for the others."""
 
 
 class PhaseClock:
@@ -126,26 +127,37 @@ class Meter:
         step_s = max(end - self._last - compiled, 0.0)
         self._last = end
         allocated, reserved = self._device_bytes()
-        own = [loss, step_s, *(phases[phase] for phase in PHASES), end - self._started - self._excluded_s]
-        own += [float(allocated), float(reserved), float(self._host.peak_bytes), compiled, float(stop_requested)]
-        rows = self._exchange(own)
-        columns = list(zip(*rows, strict=True))
-        slowest = max(range(len(rows)), key=lambda rank: rows[rank][1])
+        own = {
+            "loss": loss,
+            "step_s": step_s,
+            **phases,
+            "elapsed_s": end - self._started - self._excluded_s,
+            "allocated": float(allocated),
+            "reserved": float(reserved),
+            "host": float(self._host.peak_bytes),
+            "compile_s": compiled,
+            "stop": float(stop_requested),
+        }
+        columns = dict(zip(own, zip(*self._exchange(list(own.values())), strict=True), strict=True))
+        slowest = columns["step_s"].index(max(columns["step_s"]))
         on_device = self._device.type != "cpu"
         values = {
-            "loss": sum(columns[0]) / max(label_count, 1),
-            "elapsed_s": max(columns[6]),
-            "step_s": columns[1][slowest],
-            **{f"{phase}_s": rows[slowest][2 + index] for index, phase in enumerate(PHASES)},
+            "loss": sum(columns["loss"]) / max(label_count, 1),
+            "elapsed_s": max(columns["elapsed_s"]),
+            "step_s": columns["step_s"][slowest],
+            **{f"{phase}_s": columns[phase][slowest] for phase in PHASES},
             "slowest_rank": slowest,
-            "lag_s": columns[1][slowest] - statistics.median(columns[1]),
-            "peak_device_bytes": int(max(columns[7])) if on_device else None,
-            "peak_reserved_bytes": int(max(columns[8])) if on_device else None,
-            "peak_host_bytes": int(max(columns[9])),
-            "compiled": max(columns[10]) > 0,
-            "compile_s": max(columns[10]),
+            "lag_s": columns["step_s"][slowest] - statistics.median(columns["step_s"]),
+            "idle_share": statistics.mean(columns["idle"]) / columns["step_s"][slowest]
+            if any(columns["idle"])
+            else None,
+            "peak_device_bytes": int(max(columns["allocated"])) if on_device else None,
+            "peak_reserved_bytes": int(max(columns["reserved"])) if on_device else None,
+            "peak_host_bytes": int(max(columns["host"])),
+            "compiled": max(columns["compile_s"]) > 0,
+            "compile_s": max(columns["compile_s"]),
         }
-        return Measured(values, values["elapsed_s"], any(columns[11]))
+        return Measured(values, values["elapsed_s"], any(columns["stop"]))
 
     def _exchange(self, own: list[float]) -> list[list[float]]:
         if not dist.is_initialized() or dist.get_world_size() == 1:

@@ -9,11 +9,6 @@ from typing import Any
 from lm_scale.training.checkpoint import UNFINISHED, publish
 
 
-def final_bytes(model: Any) -> int:
-    """Bytes of the directory's tensors, known before any is gathered (`ds_numel`: the whole of a partitioned one)."""
-    return sum(getattr(p, "ds_numel", p.numel()) * p.element_size() for p in model.parameters())
-
-
 def write_final(checkpoints: Path, model: Any, state_dict: dict[str, Any], tokenizer: Path | None) -> Path:
     """Write the model, its config and its tokenizer under a name that nobody reads, then give them theirs.
 

@@ -1,6 +1,7 @@
 """One rank of `test_native.py`: trains each case of a JSON list for a few steps; rank 0 writes {case: step records}.
 
-A case: `name, engine (deepspeed | torch), config (of the model), document (DeepSpeed JSON), grad_accum, fault`.
+A case: `name, engine (deepspeed | torch), config (of the model), document (DeepSpeed JSON), samples (of the global
+batch), fault`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from lm_scale.arguments import ModelArguments, StrategyArguments
 from lm_scale.data.batches import Batch, StepBatches
 from lm_scale.engines.deepspeed import DeepSpeedEngine
 from lm_scale.engines.native import NativeEngine
+from lm_scale.engines.pipeline import PipelineEngine
 from lm_scale.engines.process import join_group
 from lm_scale.models.build import build
 from lm_scale.models.loss import CausalLMLoss
@@ -37,22 +39,24 @@ CPU = Machine("cpu", 2, False, "fp32 for this test")
 def resolved(case: dict[str, Any], folder: Path) -> Strategy:
     path = folder / f"{case['name']}-{dist.get_rank()}.json"
     path.write_text(json.dumps({"train_micro_batch_size_per_gpu": MICRO_BATCH, **case["document"]}))
-    arguments = StrategyArguments(ds_config=str(path), gradient_accumulation_steps=case["grad_accum"])
+    arguments = StrategyArguments(ds_config=str(path), train_batch_size=case["samples"])
     return resolve(arguments, ModelArguments(), None, dist.get_world_size(), CPU)
 
 
-def batches(case: dict[str, Any], vocab: int, step: int) -> StepBatches:
+def batches(case: dict[str, Any], strategy: Strategy, step: int) -> StepBatches:
     """The global batch of a step, of which every rank takes its part; about one label in nine is missing."""
     generator = np.random.default_rng(step)
-    shape = (case["grad_accum"], dist.get_world_size(), MICRO_BATCH, SEQ_LEN + 1)
-    ids = generator.integers(0, vocab, shape)
-    labels = np.where(generator.random(shape) < 0.1, -100, ids)[..., 1:]
+    ids = generator.integers(0, case["config"]["vocab_size"], (case["samples"], SEQ_LEN + 1))
+    labels = np.where(generator.random(ids.shape) < 0.1, -100, ids)[:, 1:]
     if case["fault"] == "labels shifted":
         labels = np.roll(labels, 1, axis=-1)
-    micro_batches = [Batch(ids[n, dist.get_rank(), :, :-1], labels[n, dist.get_rank()]) for n in range(shape[0])]
+    batch = strategy.batch
+    parts = np.arange(case["samples"]).reshape(batch.grad_accum, batch.data_parallel, batch.micro_batch)
+    mine = parts[:, strategy.layout.data_rank(dist.get_rank())]
+    micro_batches = [Batch(ids[indices, :-1], labels[indices]) for indices in mine]
     if case["fault"] == "micro-batch dropped":
         micro_batches = micro_batches[:-1]
-    return StepBatches(micro_batches, int((labels != -100).sum()), shape[0] * shape[1] * shape[2], ids.size)
+    return StepBatches(micro_batches, int((labels != -100).sum()), case["samples"], labels.size)
 
 
 @contextlib.contextmanager
@@ -92,10 +96,12 @@ def train(case: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
             if case["fault"]:
                 stack.enter_context(planted(case["fault"], module))
             engine = NativeEngine(strategy, module, torch.device("cpu"))
+        elif strategy.layout.pipeline_stages > 1:
+            engine = PipelineEngine(strategy, loss_module(None, None))
         else:
             engine = DeepSpeedEngine(strategy, loss_module)
         for step in range(1, STEPS + 1):
-            batch = batches(case, case["config"]["vocab_size"], step)
+            batch = batches(case, strategy, step)
             result = engine.train_step(batch, strategy.learning_rate, PhaseClock(torch.device("cpu")))
             dist.all_reduce(result.loss_sum)
             steps.append({"loss": float(result.loss_sum) / batch.label_count, "grad_norm": result.grad_norm})

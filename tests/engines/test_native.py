@@ -46,10 +46,23 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "zero2": ("deepspeed", {"stage": 2}),
     "zero3": ("deepspeed", {"stage": 3, "stage3_param_persistence_threshold": 0}),
     "zero2 offload": ("deepspeed", {"stage": 2, "offload_optimizer": CPU}),
+    "pipeline": ("deepspeed", {"stage": 0}),
+    "pipeline zero1": ("deepspeed", {"stage": 1}),
+    "tensor": ("deepspeed", {"stage": 0}),
+    "tensor zero1": ("deepspeed", {"stage": 1}),
+    "zero3 hpz": ("deepspeed", {"stage": 3, "zero_hpz_partition_size": 2}),
     "zero3 offload": ("deepspeed", {"stage": 3, "offload_optimizer": CPU, "offload_param": CPU}),
 }
+PARTITIONS = {1: "uniform", 4: "flops"}
 FAULTS = ("parameter not reduced", "gradient scaled twice", "labels shifted", "micro-batch dropped", "mask leaks")
 FAULTY = TRAININGS[0]
+COMBINATIONS = [
+    (training, layout)
+    for training in TRAININGS
+    for layout in LAYOUTS
+    if not (training[0] == "gpt2" and layout.startswith("tensor"))  # its matrices are fused and transposed: refused
+    and not (training != FAULTY and layout == "zero3 hpz")  # DeepSpeed makes its groups once a process
+]
 
 
 def case(training: tuple[str, bool, str, int], layout: str, fault: str | None = None) -> dict[str, Any]:
@@ -62,12 +75,16 @@ def case(training: tuple[str, bool, str, int], layout: str, fault: str | None = 
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
+    if layout.startswith("pipeline"):
+        document["pipeline"] = {"stages": 2, "partition_method": PARTITIONS[accumulation]}
+    if layout.startswith("tensor"):
+        document["tensor_parallel"] = {"autotp_size": 2}
     return {
         "name": name(training, fault or layout),
         "engine": engine,
         "config": {**MODELS[model], "tie_word_embeddings": tied, "bos_token_id": None, "eos_token_id": None},
         "document": document,
-        "grad_accum": accumulation,
+        "samples": accumulation * 2 * 2,
         "fault": fault,
     }
 
@@ -81,15 +98,19 @@ def name(training: tuple[str, bool, str, int], layout: str) -> str:
 def record(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Every training under every layout, and one of them with each fault, on the same two ranks."""
     folder = tmp_path_factory.mktemp("parity")
-    cases = [case(training, layout) for training in TRAININGS for layout in LAYOUTS]
+    cases = [case(training, layout) for training, layout in COMBINATIONS]
     cases += [case(FAULTY, "ddp", fault) for fault in FAULTS]
+    # DeepSpeed keeps the groups that these three make for what comes after in the same process.
+    last = ("zero_hpz_partition_size", "tensor_parallel", "pipeline")
+    cases.sort(
+        key=lambda one: [key in {**one["document"], **one["document"]["zero_optimization"]} for key in last[::-1]]
+    )
     (folder / "cases.json").write_text(json.dumps(cases))
     run_ranks(WORKER, str(folder / "cases.json"), str(folder / "record.json"), folder=folder)
     return json.loads((folder / "record.json").read_text())
 
 
-@pytest.mark.parametrize("layout", list(LAYOUTS)[1:])
-@pytest.mark.parametrize("training", TRAININGS, ids=lambda training: name(training, ""))
+@pytest.mark.parametrize(("training", "layout"), COMBINATIONS, ids=str)
 def test_every_layout_trains_the_same_model(record: Any, training: Any, layout: str) -> None:
     """Far below what the gate allows: six steps, of which each could differ by 3e-5."""
     verdict = parity.compare("", record[name(training, "ddp")], record[name(training, layout)], 2e-6)
