@@ -51,10 +51,8 @@ def read_table(path: Path) -> Table:
     text = console.decode(data) if data.strip() else ""
     if not text:
         raise UnreadableError(f"{path}: {'empty' if text == '' else 'binary, not a table'}")
-    first = text.partition("\n")[0].strip()
-    skipped = 0
-    if re.fullmatch(r"sep=.", first):  # Excel's own first line
-        text, skipped = text.partition("\n")[2], 1
+    skipped = int(_excels_own(text))
+    text = text.partition("\n")[2] if skipped else text
     delimiter = _delimiter(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
@@ -67,6 +65,24 @@ def read_table(path: Path) -> Table:
     if not lines:
         raise UnreadableError(f"{path}: empty")
     return Table([name.lower() for name in lines[0][1]], lines[1:], cut)
+
+
+def header(text: str) -> list[str]:
+    """The names in the first line of a table, of which `text` is the beginning; nothing where it has none."""
+    lines = [line for line in text.splitlines()[:8] if line.strip(f"{DELIMITERS} ")]
+    lines = lines[1:] if lines and _excels_own(lines[0]) else lines
+    if not lines:
+        return []
+    try:
+        cells = next(csv.reader(lines, delimiter=_delimiter(lines[0]), skipinitialspace=True), [])
+    except csv.Error:
+        return []
+    return [cell.strip().lower() for cell in cells]
+
+
+def _excels_own(text: str) -> bool:
+    """Whether the text begins with the line in which Excel names the delimiter."""
+    return bool(re.fullmatch(r"sep=.", text.partition("\n")[0].strip()))
 
 
 def _delimiter(text: str) -> str:

@@ -22,12 +22,18 @@ HOMEWORK_KEYS = (
 
 @dataclass(frozen=True)
 class Column:
-    """What stands over it, what a row says, and how soon a narrow terminal does without it (0: never)."""
+    """What stands over it, what a row says, and how soon a narrow terminal does without it (0: never).
+
+    In a layout whose columns all stay, `short` is the title in a terminal too narrow for the other, and `folded` the
+    least width on which the cell may there take several lines (0: it is kept whole).
+    """
 
     title: str
     text: Callable[[Row], str]
     left: bool = False
     spare: int = 0
+    short: str = ""
+    folded: int = 0
 
     @property
     def name(self) -> str:
@@ -81,22 +87,22 @@ def homework(rows: Sequence[Row]) -> list[Column]:
     """The columns of the homework's own table, and the flags."""
     letters = marks(rows)
     return [
-        Column("run", lambda row: display.clean(row.name), left=True),
-        Column("devices", _devices, left=True),
-        Column("world\nsize", lambda row: whole(row.world_size)),
-        Column("mode", _mode, left=True),
-        Column("precision", lambda row: display.clean(row.precision), left=True),
-        Column("per-device\nbatch", lambda row: whole(row.micro_batch)),
-        Column("accumu-\nlation", lambda row: whole(row.grad_accum)),
-        Column("effective\nbatch", lambda row: whole(row.global_batch)),
-        Column("it/s", lambda row: significant(row.steps_per_s)),
-        Column("samples/s", lambda row: significant(row.samples_per_s)),
-        Column("samples\nseen", lambda row: whole(row.samples_seen)),
-        Column("steps", lambda row: whole(row.steps)),
-        Column("runtime\ns", lambda row: fixed(row.runtime_s, 1)),
-        Column("eval\nloss", lambda row: fixed(row.eval_loss, 4)),
-        Column("memory", lambda row: display.size(row.peak_device_bytes)),
-        Column("flags", lambda row: _letters(row, letters), left=True),
+        Column("run", lambda row: display.clean(row.name), left=True, short="run", folded=10),
+        Column("devices", _devices, left=True, short="dev", folded=8),
+        Column("world\nsize", lambda row: whole(row.world_size), short="ws"),
+        Column("mode", _mode, left=True, short="mode", folded=11),
+        Column("precision", lambda row: display.clean(row.precision), left=True, short="prec"),
+        Column("per-device\nbatch", lambda row: whole(row.micro_batch), short="b/dev"),
+        Column("accumu-\nlation", lambda row: whole(row.grad_accum), short="acc"),
+        Column("effective\nbatch", lambda row: whole(row.global_batch), short="eff"),
+        Column("it/s", lambda row: significant(row.steps_per_s), short="it/s"),
+        Column("samples/s", lambda row: significant(row.samples_per_s), short="smp/s"),
+        Column("samples\nseen", lambda row: whole(row.samples_seen), short="seen"),
+        Column("steps", lambda row: whole(row.steps), short="steps"),
+        Column("runtime\ns", lambda row: fixed(row.runtime_s, 1), short="s"),
+        Column("eval\nloss", lambda row: fixed(row.eval_loss, 4), short="eval"),
+        Column("memory", lambda row: display.size(row.peak_device_bytes), short="mem"),
+        Column("flags", lambda row: _letters(row, letters), left=True, short="flags", folded=5),
     ]
 
 

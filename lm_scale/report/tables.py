@@ -78,8 +78,9 @@ def to_markdown(shown: Report | Selection, keys: Sequence[str] | None = None, la
 def print_terminal(shown: Report | Selection, keys: Sequence[str] | None = None, layout: str = "compact") -> None:
     """The table of `layout` and its notes, or the table of `keys`, on stdout; a table a group, under its name.
 
-    A pipe gets the full width and no colour. In a terminal too narrow for all columns the spare ones are left out,
-    which is said; a table that still does not fit is wrapped by the terminal, its numbers whole.
+    A pipe gets the full width and no colour. In a terminal too narrow for all columns the spare ones are left out, and
+    a layout that has none gets short heads and cells of several lines, both of which is said; a table that still does
+    not fit is wrapped by the terminal, its numbers whole.
     """
     selection = _selection(shown)
     console = Console(highlight=False) if sys.stdout.isatty() else Console(width=10_000, highlight=False)
@@ -90,14 +91,20 @@ def print_terminal(shown: Report | Selection, keys: Sequence[str] | None = None,
         if spare.spare and _total(widths, columns) > console.width:
             columns.remove(spare)
             hidden.append(spare.name)
-    console.size = ConsoleDimensions(max(console.width, _total(widths, columns)), console.height)
-    for part in selection.parts:
-        if part.title:
-            console.print(Text(f"\n{_title(part)}", style="bold"))
-        console.print(_table(part, columns, widths))
     notes = list(selection.notes) if keys else layouts.notes(selection, layout)
     if hidden:
         notes.append(f"left out at this width: {', '.join(hidden)} (a pipe or --format md shows all)")
+    narrow = _total(widths, columns) > console.width and all(column.short for column in columns)
+    if narrow:
+        heads = [f"{column.short}: {column.name}" for column in columns if column.short != column.name]
+        notes.insert(0, f"at this width {', '.join(heads)}")
+        columns = [dataclasses.replace(column, title=column.short) for column in columns]
+        widths = _narrow_widths(columns, selection.rows, console.width)
+    console.size = ConsoleDimensions(max(console.width, _total(widths, columns, 1 if narrow else 2)), console.height)
+    for part in selection.parts:
+        if part.title:
+            console.print(Text(f"\n{_title(part)}", style="bold"))
+        console.print(_table(part, columns, widths, narrow))
     for note in notes:
         console.print(Text(note, style="dim"), soft_wrap=True)
 
@@ -121,16 +128,35 @@ def _width(column: Column, rows: Sequence[Row]) -> int:
     return max(cell_len(text) for text in (*column.title.split("\n"), *map(column.text, rows)))
 
 
-def _total(widths: dict[str, int], columns: Sequence[Column]) -> int:
-    """The width of the table: each column, and the two characters between it and the next."""
-    return sum(widths[column.title] for column in columns) + 2 * len(columns)
+def _total(widths: dict[str, int], columns: Sequence[Column], gap: int = 2) -> int:
+    """The width of the table: each column, and the `gap` characters between it and the next."""
+    return sum(widths[column.title] for column in columns) + gap * len(columns)
 
 
-def _table(part: Part, columns: Sequence[Column], widths: dict[str, int]) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+def _narrow_widths(columns: Sequence[Column], rows: Sequence[Row], total: int) -> dict[str, int]:
+    """Numbers are whole; the columns that fold give way from the right as far as they can."""
+    widths = {column.title: _width(column, rows) for column in columns}
+    for column in reversed(columns):
+        excess = max(_total(widths, columns, 1) - total, 0)
+        if column.folded:
+            widths[column.title] = max(widths[column.title] - excess, min(column.folded, widths[column.title]))
+    return widths
+
+
+def _table(part: Part, columns: Sequence[Column], widths: dict[str, int], narrow: bool) -> Table:
+    """A narrow one has one character between its columns and no line below its head."""
+    table = Table(box=None if narrow else SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for column in columns:
         justify, width = "left" if column.left else "right", widths[column.title]
-        table.add_column(Text(column.title), justify=justify, no_wrap=True, min_width=width)  # type: ignore[arg-type]
+        wraps = narrow and column.folded > 0
+        table.add_column(
+            Text(column.title, style="underline" if narrow else ""),
+            justify=justify,  # type: ignore[arg-type]
+            no_wrap=not wraps,
+            overflow="fold",
+            min_width=width,
+            max_width=width if wraps else None,
+        )
     for row in part.rows:
         style = {"completed": "green", "budget": "green", "running": "cyan", None: ""}.get(row.status, "red")
         texts = [Text(column.text(row), style=style if column.title == "status" else "") for column in columns]

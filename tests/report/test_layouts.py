@@ -51,6 +51,24 @@ def test_the_homework_layout_has_its_columns() -> None:
     assert (second["devices"], second["mode"], second["memory"]) == ("2", "FSDP full_shard, cpu offload", "60.0 GiB")
 
 
+def test_the_homework_layout_keeps_every_column_in_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "dumb")
+    cards = {"device": None}  # with a device's name no 120 columns are enough
+    tables.print_terminal(report({**ZERO1, **cards}, {**FSDP, **cards}), layout="homework")
+    head, *lines = capsys.readouterr().out.splitlines()
+    heads = "run dev ws mode prec b/dev acc eff it/s smp/s seen steps s eval mem flags"
+    assert " ".join(head.split()) == heads
+    notes = next(number for number, line in enumerate(lines) if line.startswith("at this width dev: devices, ws: "))
+    assert max(map(len, [head, *lines[:notes]])) <= 120
+    shown = " ".join(" ".join(lines[:notes]).split())
+    for whole in ("0.4869", "62.32", "112,256", "1801.2", "4.8274", "60.0 GiB"):
+        assert whole in shown
+
+
 def test_the_homework_layout_gives_programs_the_row_keys_behind_its_columns(
     command: Any, make_run: Any, steps: Any
 ) -> None:

@@ -14,8 +14,13 @@ class UnreadableError(Exception):
 
 @dataclass
 class Reading:
-    """What a source says of one run: its row, and the points of its training and of its evaluations in their order."""
+    """What a source says of one run: its row, and the points of its training and of its evaluations in their order.
+
+    `wandb_id` and `output_dir` (TrainingArguments') are what other sources of the same run may name too.
+    """
 
     row: Row
     steps: list[Step] = field(default_factory=list)
     evals: list[Eval] = field(default_factory=list)
+    wandb_id: str | None = None
+    output_dir: str | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import datetime
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,11 @@ from lm_scale.report.ingest import UnreadableError
 ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])|[\x00\x07\x08\x1b]")
 """ANSI control sequences (ECMA-48: CSI, OSC and two-letter ones) and the control characters that terminals swallow."""
 
+WANDB_RUN = re.compile(r"/runs/(\w+)\s*$|\b(?:offline-)?run-\d{8}_\d{6}-([\w-]+)")
+"""W&B's own lines: the run's address, and the folder that it is saved to."""
 CONTROLS = frozenset(range(32)) - frozenset(b"\t\n\v\f\r\x08\x07\x1b")
 HEAD_BYTES = 65536
+BLANKS = b"\0\r\n\t "
 BINARY_SHARE = 0.02
 """More of these than this among the first bytes, and it is no text."""
 
@@ -54,18 +57,45 @@ def read(path: Path) -> Console:
     """
     try:
         with open(path, "rb") as file:
-            data = file.read(HEAD_BYTES)
-            if data.strip(b"\0\r\n\t ") and decode(data) is None:  # found out before a checkpoint is read whole
-                raise UnreadableError(f"{path}: binary, not a text log")
-            data += file.read()
+            data = _head(file.read(HEAD_BYTES), path) + file.read()
     except OSError as error:
         raise UnreadableError(f"{path}: {error.strerror}") from None
-    if not data.strip(b"\0\r\n\t "):
+    if not data.strip(BLANKS):
         raise UnreadableError(f"{path}: empty")
     text = decode(data)
     if text is None:
         raise UnreadableError(f"{path}: binary, not a text log")
     return Console(path, list(_segments(text)))
+
+
+def head(path: Path) -> str:
+    """The beginning of the text in `path`.
+
+    Raises:
+        UnreadableError: it cannot be opened, is empty, or is no text.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = _head(file.read(HEAD_BYTES), path)
+    except OSError as error:
+        raise UnreadableError(f"{path}: {error.strerror}") from None
+    return decode(data) or ""
+
+
+def _head(data: bytes, path: Path) -> bytes:
+    """`data`, the file's first bytes, unless they are binary: found out before a checkpoint is read whole."""
+    if data.strip(BLANKS) and decode(data) is None:
+        raise UnreadableError(f"{path}: binary, not a text log")
+    return data
+
+
+def wandb_runs(segments: Sequence[Segment]) -> list[str]:
+    """The ids of the W&B runs that W&B says it logs to, in their order."""
+    ids = []
+    for segment in segments:
+        if ("/runs/" in segment.text or "run-" in segment.text) and "wandb" in segment.text:
+            ids += [found[1] or found[2] for found in WANDB_RUN.finditer(segment.text.rstrip())]
+    return list(dict.fromkeys(ids))
 
 
 def decode(data: bytes) -> str | None:

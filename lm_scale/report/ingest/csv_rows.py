@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lm_scale.report import cells
 from lm_scale.report.derive import derive
-from lm_scale.report.ingest import Reading, UnreadableError
+from lm_scale.report.ingest import Reading, UnreadableError, console
 from lm_scale.report.rows import KEYS, MEANINGS, Row
 
 SERIES = frozenset(("step", "epoch", "iteration", "iter", "global_step"))
@@ -24,7 +24,7 @@ OWN = frozenset(("source", "path"))
 def recognises(path: Path) -> bool:
     """A table with a `name`, or with two other row keys and no step."""
     try:
-        header = cells.read_table(path).header
+        header = cells.header(console.head(path))
     except UnreadableError:
         return False
     known = set(KEYS) & set(header)

@@ -26,8 +26,7 @@ WORLD = re.compile(r"launch\.py:\d+:main\] dist_world_size=(\d+)\s*$")
 NODES = re.compile(r"launch\.py:\d+:main\] nnodes=(\d+), num_local_procs=(\d+),")
 SPAWNED = re.compile(r"\[launch\.py:\d+:\w+\] process (\d+) spawned")
 LEFT = re.compile(r"\[launch\.py:\d+:\w+\] Process (\d+) exits successfully\.")
-SIGNALLED = re.compile(r"launch\.py:\d+:\w+\] Main process received SIG")
-RETURN_CODE = re.compile(r"\[launch\.py:\d+:\w+\].* exits with return code = (-?\d+)\s*$")
+STOPPED = re.compile(r"launch\.py:\d+:\w+\](?: Main process received SIG|.* exits with return code = -?\d+\s*$)")
 
 
 @dataclass
@@ -57,8 +56,6 @@ class Run:
     left: dict[str, datetime.datetime] = field(default_factory=dict)
     started: datetime.datetime | None = None
     stopped: datetime.datetime | None = None
-    return_code: int | None = None
-    signalled: bool = False
 
     def value(self, name: str) -> str | None:
         stated = self.settings.get(name, set())
@@ -136,10 +133,8 @@ def _read_launcher(run: Run, text: str) -> None:
         run.spawned.add(found[1])
     elif (found := LEFT.search(text)) and (time := moment(text)):
         run.left[found[1]] = time
-    elif found := RETURN_CODE.search(text):
-        run.return_code, run.stopped = int(found[1]), moment(text)
-    elif SIGNALLED.search(text):
-        run.signalled, run.stopped = True, moment(text)
+    elif STOPPED.search(text):
+        run.stopped = moment(text)
     elif found := NODES.search(text):
         run.settings.setdefault("nodes", set()).add(found[1])
         run.settings.setdefault("local_processes", set()).add(found[2])

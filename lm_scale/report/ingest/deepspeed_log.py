@@ -75,7 +75,7 @@ def _end(row: Row, run: Run, console: Console) -> None:
     """Status and, where the end and every line before it are known, what was measured until then."""
     here, nodes = run.whole("local_processes"), run.whole("nodes") or 1
     done = bool(run.spawned) and run.left.keys() == run.spawned and len(run.left) in (here, (here or 0) * nodes)
-    failed = None if done else _failure(run, console)
+    failed = None if done else ending.failure(Console(console.path, run.lines))
     if done:
         row.status = "completed"
     elif failed:
@@ -101,16 +101,6 @@ def _end(row: Row, run: Run, console: Console) -> None:
     row.skipped_steps = run.shown[-1].skipped
     row.steps = last - row.skipped_steps
     row.samples_seen = row.steps * row.global_batch if row.global_batch is not None else None
-
-
-def _failure(run: Run, console: Console) -> ending.Failure | None:
-    """What ended the run. The launcher kills the other ranks when one has died: its return code says which it was."""
-    failed = ending.failure(Console(console.path, run.lines))
-    if failed is None or "Killing subprocess" not in failed.message or run.signalled:
-        return failed
-    if run.return_code is None:
-        return ending.Failure(None, failed.message, failed.line)
-    return ending.Failure("crashed", f"a process ended with return code {run.return_code}", failed.line)
 
 
 def _missing(run: Run) -> str | None:

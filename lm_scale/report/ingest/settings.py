@@ -24,9 +24,10 @@ ARGUMENTS = frozenset(
         *("learning_rate", "lr_scheduler_type", "optim", "bf16", "fp16", "dtype", "torch_dtype", "torch_compile"),
         *("gradient_checkpointing", "deepspeed", "fsdp", "fsdp_config", "logging_steps", "eval_steps", "eval_strategy"),
         *("attn_implementation", "model_name_or_path", "block_size", "seq_length", "seq_len", "sequence_length"),
+        *("output_dir", "logging_strategy"),
     )
 )
-"""The arguments that a row depends on."""
+"""The arguments that a row depends on, and `output_dir`, by which other sources of the run are known."""
 SEQUENCE_LENGTHS = ("block_size", "seq_length", "seq_len", "sequence_length")
 """Arguments that cut every sample to exactly this many tokens; a `max_length` only bounds them."""
 
@@ -174,8 +175,12 @@ def _activation_checkpointing(values: Mapping[str, Any], sharding: list[str] | N
 
 def _from_fsdp(options: list[str], values: Mapping[str, Any]) -> dict[str, Any]:
     """FSDP's CPU offload moves parameters, gradients and optimizer states; `fsdp_cpu_offload` is what a log's line says
-    of it. Options that name no sharding do not say either."""
+    of it. Options that name no sharding do not say either, but FSDP2's configuration does."""
     sharding = next((SHARDING[option] for option in options if option in SHARDING), None)
+    config = values.get("fsdp_config")
+    if sharding is None and isinstance(config, Mapping) and config.get("version") == 2:
+        resharded = truth(config.get("reshard_after_forward"))
+        sharding = None if resharded is None else SHARDING["full_shard" if resharded else "shard_grad_op"]
     offloaded = True if "offload" in options else truth(values.get("fsdp_cpu_offload"))
     if offloaded is None and sharding is not None and "fsdp_cpu_offload" not in values:
         offloaded = False

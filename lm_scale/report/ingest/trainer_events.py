@@ -18,6 +18,7 @@ from lm_scale.report.ingest.console import Segment
 BLOCK_LINE = re.compile(
     r"^\s+(train_runtime|train_loss|train_samples_per_second|eval_loss|num_input_tokens_seen)\s+=\s+([\d:.,]+)$"
 )
+START = re.compile(r"\| *0/\d+ \[00:00<")
 CLOCK = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
 
 
@@ -46,6 +47,24 @@ def events(segments: Sequence[Segment]) -> Iterator[Event]:
                 yield from (Event(index, kind, values) for values in nested(found) if (kind := event_kind(values)))
         elif segment.ended and " = " in segment.text and (match := BLOCK_LINE.match(segment.text)):
             yield Event(index, "eval" if match[1] == "eval_loss" else "train", {match[1]: match[2]})
+
+
+def trainings(segments: list[Segment]) -> list[list[Segment]]:
+    """The log cut where another training starts: at the settings, or the bar, that follow a training's result."""
+    cuts: list[int] = []
+    ended = 0
+    for index, segment in enumerate(segments):
+        text = segment.text
+        if "'train_runtime'" in text and "'train_loss'" in text:
+            ended = index
+        elif ended and ("Running training *****" in text or "TrainingArguments(" in text):
+            cuts.append(index)
+            ended = 0
+        elif ended and "'loss':" in text:
+            start = next((at for at in range(index, ended, -1) if START.search(segments[at].text)), None)
+            cuts += [start] if start is not None else []  # without one it is another rank, which is later
+            ended = 0 if start is not None else ended
+    return [segments[start:end] for start, end in zip([0, *cuts], [*cuts, len(segments)], strict=True)]
 
 
 def measure(value: Any) -> Measure | None:

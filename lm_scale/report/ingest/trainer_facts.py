@@ -155,10 +155,23 @@ def _engine(segments: Sequence[Segment], said: dict[str, list[str]], printed: _D
         return "none"
     if "stage" in said and any("deepspeed" in segment.text.lower() for segment in segments):
         return "deepspeed"
-    lost = len(printed.names) >= WHOLE_DUMP and not {"deepspeed", "fsdp"} <= printed.names
+    whole_dump = len(printed.names) >= WHOLE_DUMP or "fsdp_config" in printed.names or _ends_a_dump(segments)
+    lost = whole_dump and not {"deepspeed", "fsdp"} <= printed.names
     named = any(MENTION.search(one.text) and not SAYS_NOTHING.search(one.text) for one in segments)
     told = trained and "world_size" in said  # the start of the log is there, and an engine would show in it
     return "none" if told and not lost and not named else None
+
+
+def _ends_a_dump(segments: Sequence[Segment]) -> bool:
+    """Whether a dataclass's last line stands here without its first: the log was cut within it."""
+    before = ""
+    for segment in segments:
+        if segment.text.endswith("("):
+            return False
+        if segment.text.startswith(")") and before.endswith(",") and "=" in before:
+            return True
+        before = segment.text
+    return False
 
 
 def _name_engine(arguments: dict[str, Any], engine: str | None, said: dict[str, list[str]]) -> None:

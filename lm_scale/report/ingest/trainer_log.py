@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from lm_scale.report.derive import derive
 from lm_scale.report.ingest import Reading, dumps, ending, trainer_course, trainer_events
-from lm_scale.report.ingest.console import Console, Segment, moment
+from lm_scale.report.ingest.console import Console, moment
 from lm_scale.report.ingest.ending import Failure
 from lm_scale.report.ingest.settings import enumeration, number, whole
 from lm_scale.report.ingest.trainer_course import Course
@@ -32,7 +32,6 @@ NUMBER = re.compile(r"(?<![\d:.,-])\d+(?:\.\d+)?(?![\d:.,-])")
 ARGUMENT = re.compile(r"^(?:\[\w+\]: ?)?per_device_train_batch_size=\d+,$")
 """A line of the printed dataclass: a script indents it, a shell writes no comma."""
 SIGNS = ("per_device_train_batch_size", "train_runtime", "eval_loss", "'loss'")
-START = re.compile(r"\| *0/\d+ \[00:00<")
 
 
 def recognises(console: Console) -> bool:
@@ -50,30 +49,13 @@ def recognises(console: Console) -> bool:
 
 def read(console: Console) -> list[Reading]:
     """One reading a training; several in one log are told apart by their number, and flagged."""
-    parts = _parts(console.segments)
+    parts = trainer_events.trainings(console.segments)
     readings = [_read(Console(console.path, part)) for part in parts]
     if len(readings) > 1:
         for number, reading in enumerate(readings, start=1):
             reading.row.name += f":{number}"
             reading.row.flag("several_runs", f"training {number} of {len(readings)} in {console.path.name}")
     return readings
-
-
-def _parts(segments: list[Segment]) -> list[list[Segment]]:
-    """The log cut where another training starts: at the settings, or the bar, that follow a training's result."""
-    cuts: list[int] = []
-    ended = False
-    for index, segment in enumerate(segments):
-        text = segment.text
-        if "'train_runtime'" in text and "'train_loss'" in text:
-            ended = True
-        elif ended and ("Running training *****" in text or "TrainingArguments(" in text):
-            cuts.append(index)
-            ended = False
-        elif ended and "'loss':" in text:
-            cuts.append(next((at for at in range(index, 0, -1) if START.search(segments[at].text)), index))
-            ended = False
-    return [segments[start:end] for start, end in zip([0, *cuts], [*cuts, len(segments)], strict=True)]
 
 
 def _read(console: Console) -> Reading:
@@ -98,7 +80,8 @@ def _read(console: Console) -> Reading:
     derive(row)
     _step_time(row, _evaluated(row, shown))
     _check_rates(row, shown)
-    return Reading(row, steps, evals)
+    output_dir = stated.arguments.get("output_dir")
+    return Reading(row, steps, evals, output_dir=output_dir if isinstance(output_dir, str) else None)
 
 
 def _planned_steps(shown: Course) -> int | None:
@@ -130,7 +113,7 @@ def _measure(row: Row, shown: Course, failure: Failure | None) -> None:
             else (f"the log stops{where}, before the end of training")
         )
         row.flag("log_incomplete", what)
-    elif (final := trainer_course.step_at(shown, shown.logged[-1].index) if shown.logged else None) is not None:
+    elif (final := trainer_course.logged_step(shown, shown.logged[-1].index) if shown.logged else None) is not None:
         every = whole(shown.facts.arguments.get("logging_steps"))
         if every and row.steps - final < every:
             norm = trainer_events.number(shown.logged[-1].values.get("grad_norm"))
@@ -262,7 +245,7 @@ def _short_batches(row: Row, shown: Course) -> None:
     """Where the batch does not divide the data, every epoch ends with less of one, and samples are not steps x batch.
 
     Of a run that came to the end of its epochs Trainer's own samples/s is right, as far as it is printed: the planned
-    samples are the completed ones. Over several ranks accelerate repeats samples to fill up, so their number is open.
+    samples are the completed ones. Over several ranks accelerate repeats samples to fill up: number and rate are open.
     """
     epochs = number(shown.facts.arguments.get("num_train_epochs"))
     batch = row.global_batch or _product(row.micro_batch, row.grad_accum, row.data_parallel)
@@ -277,7 +260,7 @@ def _short_batches(row: Row, shown: Course) -> None:
     error = claim.unit * row.runtime_s + min(one.unit for one in runtimes if one is not None) * claim.value
     if error < missing < batch * math.ceil(epochs):
         row.samples_seen = round(claim.value * row.runtime_s) if error < 0.3 and row.world_size == 1 else None
-        row.samples_per_s = claim.value
+        row.samples_per_s = claim.value if row.world_size == 1 else None
         row.flag("samples_contradict", "the last batch of an epoch is a short one: fewer samples than steps x batch")
 
 

@@ -94,7 +94,7 @@ def _from_arguments(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> 
         if "strategy" not in found:
             found |= {"offload": None, "activation_checkpointing": None}
         found = {"strategy": "fsdp", **found, "engine": "torch"}
-    elif kind in FAMILIES and found.get("engine") == "torch" and gpus == 1:
+    elif kind in FAMILIES and found.get("engine") == "torch" and gpus == 1 and not arguments.get("fsdp"):
         found["strategy"] = FAMILIES[kind]
     tensor_parallel = isinstance(executed, Mapping) and "tensor_parallel" in executed
     if "parallelism_config" in arguments and arguments["parallelism_config"] is None and not tensor_parallel:

@@ -17,6 +17,7 @@ from lm_scale.report.rows import Row
 
 STATE = "trainer_state.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+PARTS = frozenset((".json", ".safetensors", ".bin", ".pt", ".pth", ".model", ".jinja", ".md"))
 BATCH_KEYS = (
     *("world_size", "pipeline_stages", "tensor_parallel", "data_parallel"),
     *("micro_batch", "grad_accum", "global_batch"),
@@ -26,6 +27,11 @@ BATCH_KEYS = (
 def recognises(path: Path) -> bool:
     """A folder with a Trainer's state, in itself or in a checkpoint, or with the metrics of a training."""
     return any((path / name).is_file() for name in (STATE, *trainer_history.RESULTS)) or bool(_checkpoints(path))
+
+
+def is_part(path: Path) -> bool:
+    """Whether something in an output folder is what Trainer and the model's files are made of, and no run or log."""
+    return bool(CHECKPOINT.fullmatch(path.name)) or path.suffix in PARTS
 
 
 def read(path: Path) -> list[Reading]:
@@ -61,7 +67,8 @@ def read(path: Path) -> list[Reading]:
     _runtime(row, course, bool(checkpoints))
     derive(row)
     _flag_doubts(row, course, checkpoints)
-    return [Reading(row, course.points, course.evals)]
+    output_dir = arguments.get("output_dir")
+    return [Reading(row, course.points, course.evals, output_dir=output_dir if isinstance(output_dir, str) else None)]
 
 
 def _checkpoints(path: Path) -> list[tuple[int, Path]]:

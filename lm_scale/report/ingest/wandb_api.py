@@ -134,6 +134,7 @@ def _recorded(run: Any) -> Recorded:
         status=STATES.get(run.state),
         owner=getattr(user, "username", None) or run.entity,
         url=run.url,
+        run_id=run.id,
         runtime_s=number(inner.get("runtime")) if isinstance(inner, dict) else None,
     )
     host = recorded.metadata.get("host")

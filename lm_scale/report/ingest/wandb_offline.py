@@ -63,6 +63,7 @@ def read(path: Path) -> list[Reading]:
         metadata={**metadata, **log.metadata},
         whole=log.ended,
         own_steps=log.own_steps,
+        run_id=_run_id(file, folder, log),
     )
     _describe(run, log)
     _ending(run, log, files, path)
@@ -80,6 +81,13 @@ def _name(path: Path, file: Path | None, folder: Path | None, log: Log) -> str:
     if log.run is not None and (log.run.display_name or log.run.run_id):
         return str(log.run.display_name or log.run.run_id)
     return (folder or file or path).name.removesuffix(".wandb")
+
+
+def _run_id(file: Path | None, folder: Path | None, log: Log) -> str | None:
+    if log.run is not None and log.run.run_id:
+        return str(log.run.run_id)
+    named = FOLDER.fullmatch(folder.name) if folder is not None else None
+    return named["id"] if named else file.stem.removeprefix("run-") if file is not None else None
 
 
 def _describe(run: Recorded, log: Log) -> None:

@@ -53,6 +53,8 @@ def reading(run: Recorded) -> Reading:
         row.status = run.status
     row.last_error = run.last_error
     _describe(row, run)
+    output_dir = run.config.get("output_dir")
+    found.wandb_id, found.output_dir = run.run_id, output_dir if isinstance(output_dir, str) else None
     return found
 
 
@@ -112,7 +114,7 @@ def _mirrored(run: Recorded) -> Reading:
         row.skipped_steps = row.tokens_per_s = row.tokens_per_s_per_rank = row.useful_tokens_per_s = None
         row.model_flops_per_s = row.mfu = None
     _describe(row, run)
-    return Reading(row, steps, evals)
+    return Reading(row, steps, evals, wandb_id=run.run_id)
 
 
 def _mirrored_status(run: Recorded, row: Row) -> str | None:

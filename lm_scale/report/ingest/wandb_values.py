@@ -32,6 +32,7 @@ class Recorded:
     last_error: str | None = None
     owner: str | None = None
     url: str | None = None
+    run_id: str | None = None
     host: str | None = None
     started_at: datetime.datetime | None = None
     runtime_s: float | None = None

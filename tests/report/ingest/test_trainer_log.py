@@ -50,23 +50,54 @@ def codes(reading: Reading) -> set[str]:
 @pytest.mark.parametrize("name", sorted(COUNTED))
 def test_a_real_run_has_the_numbers_that_it_counted(name: str) -> None:
     row, counted = read(SAMPLES / f"{name}.log").row, COUNTED[name]
-    ranks = 2 if name.startswith("ddp") else 1
+    ranks = 2 if name in ("ddp", "fsdp2") else 1
     assert (row.steps, row.world_size, row.micro_batch, row.grad_accum) == (counted["steps"], ranks, 4, 2)
-    short_epochs = {"evaluations": 806, "without_bar": None, "ddp": None}  # of 403; printed coarsely; repeated
+    short_epochs = {"evaluations": 806, "without_bar": None, "ddp": None, "fsdp2": None}  # of 403; coarse; repeated
     assert row.global_batch == 8 * ranks
     assert row.samples_seen == short_epochs.get(name, counted["steps"] * 8)
     assert row.runtime_s == pytest.approx(counted["train"]["train_runtime"], rel=1e-3)
     assert row.train_loss == pytest.approx(counted["train"]["train_loss"], rel=1e-4)
     assert row.eval_loss == pytest.approx(counted["eval"]["eval_loss"], rel=1e-4)
-    assert (row.engine, row.strategy) == ("torch", "ddp" if ranks == 2 else "single")
+    assert (row.engine, row.strategy) == ("torch", {"ddp": "ddp", "fsdp2": "fsdp_full_shard"}.get(name, "single"))
     assert (row.params, row.precision, row.learning_rate if row.learning_rate else 5e-5) == (5168, "fp32", 5e-5)
     assert (row.seq_len, row.tokens_per_s) == (None, None)  # the log does not say how long a sample is
 
 
-@pytest.mark.parametrize(("name", "planned"), [("stopped", 102), ("stopped_4.46", 100)])
+@pytest.mark.parametrize(("name", "planned"), [("stopped", 102), ("stopped_4.46", 100), ("stopped_4.38", 100)])
 def test_a_run_stopped_by_its_clock_is_no_completed_one(name: str, planned: int) -> None:
     row = read(SAMPLES / f"{name}.log").row
     assert (row.status, row.steps, row.planned_steps) == ("budget", 33, planned)
+
+
+def test_a_loop_of_its_own_whose_bar_counts_micro_batches_is_counted_in_steps() -> None:
+    counted = json.loads((SAMPLES / "own_loops.json").read_text())["own_loop"]
+    reading = read(SAMPLES / "own_loop.log")  # 120 micro-batches on the bar, 4 a step
+    row = reading.row
+    assert (row.steps, row.planned_steps, row.samples_seen) == (counted["steps"], counted["steps"], counted["samples"])
+    assert row.samples_per_s == pytest.approx(counted["samples"] / counted["runtime_s"], rel=1e-3)
+    assert "micro_step_bar" in codes(reading)
+    assert [point.step for point in reading.steps] == [5, 10, 15, 20, 25, 30]
+
+
+def test_ranks_that_all_print_are_one_training_with_no_loss_of_a_single_rank() -> None:
+    counted = json.loads((SAMPLES / "own_loops.json").read_text())["own_loop_ddp"]
+    reading = read(SAMPLES / "own_loop_ddp.log")
+    row = reading.row
+    assert (row.steps, row.world_size, row.global_batch) == (counted["steps"], 2, 32)
+    assert (row.train_loss, reading.steps) == (None, [])  # each rank logged its own losses
+    assert row.runtime_s in (None, pytest.approx(counted["runtime_s"], rel=2e-3))
+
+
+def test_text_that_was_buffered_apart_from_the_bar_is_not_placed_by_it() -> None:
+    reading = read(SAMPLES / "buffered.log")  # six losses stand together, under the bar's 32nd step
+    true = {5: 4.324, 10: 4.316, 15: 4.319, 20: 4.322, 25: 4.325, 30: 4.319}
+    assert reading.steps
+    assert all(point.loss == true[point.step] for point in reading.steps)
+    assert reading.row.status == "budget"
+
+
+def test_steps_faster_than_the_bar_is_drawn_are_placed_where_they_were_logged() -> None:
+    assert [point.step for point in read(SAMPLES / "fast.log").steps] == [2, 4, 6, 8, 10, 12]
 
 
 def test_planned_samples_over_the_runtime_are_not_believed() -> None:
@@ -112,12 +143,13 @@ def test_a_log_that_just_stops_says_how_far_it_shows_and_no_total() -> None:
     assert "20 of 102" in flag["message"]
 
 
-@pytest.mark.parametrize("form", ["crlf", "utf-16", "colours", "marked"])
+@pytest.mark.parametrize("form", ["crlf", "utf-16", "powershell", "colours", "marked"])
 def test_the_form_of_the_text_does_not_matter(tmp_path: Path, form: str) -> None:
     text = (SAMPLES / "stopped.log").read_bytes().decode()
     data = {
         "crlf": text.replace("\n", "\r\n").encode(),
         "utf-16": text.encode("utf-16"),
+        "powershell": text.replace("\n", "\r\n").encode("utf-16"),
         "colours": text.replace("{'loss'", "\x1b[1;34m{'loss'\x1b[0m").encode(),
         "marked": b"\xef\xbb\xbf" + text.encode(),
     }[form]
@@ -144,7 +176,20 @@ def test_a_script_and_a_configuration_are_no_logs(tmp_path: Path) -> None:
         assert not trainer_log.recognises(console.read(tmp_path / "text"))
 
 
-@pytest.mark.parametrize("name", ["stopped", "stopped_4.46", "evaluations", "ddp_out_of_memory", "exception"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stopped",
+        "stopped_4.46",
+        "stopped_4.38",
+        "evaluations",
+        "ddp_out_of_memory",
+        "exception",
+        "buffered",
+        "cp1251",
+        "fsdp2",
+    ],
+)
 def test_a_damaged_log_says_nothing_untrue(tmp_path: Path, name: str) -> None:
     assert (
         untrue(SAMPLES / f"{name}.log", tmp_path, trainer_log.recognises, trainer_log.read, cases=60, rounding=2e-3)

@@ -74,6 +74,12 @@ def test_rates_of_planned_work_are_flagged_where_trainer_gives_them() -> None:
     assert "planned_not_completed" not in codes(read(SAMPLES / "stopped"))
 
 
+def test_fsdp2_is_told_by_its_configuration_and_not_taken_for_ddp() -> None:
+    row = read(SAMPLES / "fsdp2").row
+    assert (row.engine, row.strategy, row.world_size, row.steps) == ("torch", "fsdp_full_shard", 2, 26)
+    assert row.samples_seen == 51 * 4 * 2  # 403 samples on two ranks, filled up to 51 batches of 4 on each
+
+
 def test_the_settings_stand_in_the_row() -> None:
     row = read(SAMPLES / "zero1").row
     assert (row.engine, row.strategy, row.zero_stage, row.offload) == ("deepspeed", "zero1", 1, "none")

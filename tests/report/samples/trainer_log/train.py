@@ -19,6 +19,7 @@ class Extra:
     sleep: float = 0.0
 
 
+SIGNALS = {"kill": 9, "terminate": 15, "interrupt": 2, "segfault": 11}
 arguments, extra = HfArgumentParser((TrainingArguments, Extra)).parse_args_into_dataclasses()
 
 
@@ -39,8 +40,13 @@ class Ending(TrainerCallback):
         time.sleep(extra.sleep)
         last = int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1
         if state.global_step == extra.die_at and last:
-            if extra.die == "kill":
-                os.kill(os.getpid(), 9)
+            if extra.die in SIGNALS:
+                os.kill(os.getpid(), SIGNALS[extra.die])
+                time.sleep(30)
+            if extra.die == "cpu_oom":
+                torch.empty(2**50)
+            if extra.die == "exit":
+                raise SystemExit(3)
             if extra.die == "oom":
                 raise torch.OutOfMemoryError(
                     "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.14 GiB"
@@ -52,6 +58,10 @@ class Ending(TrainerCallback):
             control.should_training_stop = True
 
 
+if arguments.deepspeed:
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # would be compiled first
 torch.manual_seed(0)
 model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=100, n_positions=16))
 print(arguments, flush=True)
@@ -70,5 +80,6 @@ trainer.save_metrics("train", result.metrics)
 evaluation = trainer.evaluate()
 trainer.log_metrics("eval", evaluation)
 trainer.save_state()
-counted = {"steps": trainer.state.global_step, "train": result.metrics, "eval": evaluation}
-Path(arguments.output_dir, "counted.json").write_text(json.dumps(counted))
+if arguments.process_index == 0:
+    counted = {"steps": trainer.state.global_step, "train": result.metrics, "eval": evaluation}
+    Path(arguments.output_dir, "counted.json").write_text(json.dumps(counted))
