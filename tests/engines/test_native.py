@@ -56,6 +56,7 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
 PARTITIONS = {1: "uniform", 4: "flops"}
 FAULTS = ("parameter not reduced", "gradient scaled twice", "labels shifted", "micro-batch dropped", "mask leaks")
 FAULTY = TRAININGS[0]
+SGD = TRAININGS[1]
 COMBINATIONS = [
     (training, layout)
     for training in TRAININGS
@@ -100,6 +101,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("parity")
     cases = [case(training, layout) for training, layout in COMBINATIONS]
     cases += [case(FAULTY, "ddp", fault) for fault in FAULTS]
+    cases.append(case(SGD, "pipeline", "DeepSpeed's own clipping"))
     # DeepSpeed keeps the groups that these three make for what comes after in the same process.
     last = ("zero_hpz_partition_size", "tensor_parallel", "pipeline")
     cases.sort(
@@ -123,3 +125,11 @@ def test_the_gate_sees_a_fault(record: Any, fault: str) -> None:
     allowed = parity.step_tolerance("fp32", labels=2 * 4 * 2 * 32, layers=2)
     verdict = parity.compare("", record[name(FAULTY, "ddp")], record[name(FAULTY, fault)], allowed)
     assert verdict.reason.startswith("parts at step 1: "), verdict
+
+
+def test_deepspeeds_own_clipping_of_a_pipeline_is_wrong(record: Any) -> None:
+    """In fp32 under ZeRO-0 it takes the norm of the first stage for the model's; Adam would hide it, SGD does not."""
+    reference, wrong = record[name(SGD, "ddp")], record[name(SGD, "DeepSpeed's own clipping")]
+    allowed = parity.step_tolerance("fp32", labels=2 * 2 * 32, layers=2)
+    assert parity.compare("", reference, record[name(SGD, "pipeline")], allowed).agrees
+    assert parity.compare("", reference, wrong, allowed).reason.startswith("parts at step 2: ")

@@ -28,6 +28,11 @@ DIFFERENCES = {
     "zero1": ZERO1,
     "zero2": ZERO1,
     "zero3": ZERO3,
+    "zero3_hpz": ZERO3 | {"zero_optimization.zero_hpz_partition_size"},
+    "pipeline2": {"pipeline.stages", "pipeline.partition_method"},
+    "pipeline2_zero1": ZERO1 | {"pipeline.stages", "pipeline.partition_method"},
+    "tp2": {"tensor_parallel.autotp_size"},
+    "tp2_zero1": ZERO1 | {"tensor_parallel.autotp_size"},
     "zero2_offload": ZERO1 | OPTIMIZER_CPU,
     "zero3_offload": ZERO3 | OPTIMIZER_CPU | PARAM_CPU,
     "zero2_activation_checkpointing": ZERO1
