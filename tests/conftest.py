@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launches import CONFIGS, ROOT, STRATEGIES, TINY, Launch, free_port, has_libaio
+from launches import CONFIGS, ROOT, STRATEGIES, TINY, Launch, free_port, has_libaio, run_ranks
 
 from lm_scale.records import Run, read
 
@@ -57,14 +57,18 @@ def _operator(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def pretrain() -> Launch:
-    """Starts the real command: `pretrain("--ds_config", ..., ranks=2)` under DeepSpeed's launcher, one rank without."""
+    """Starts the real command: `pretrain("--ds_config", ..., ranks=2)`; `launcher=True` is DeepSpeed's launcher."""
 
-    def start(*words: str, ranks: int = 1, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def start(
+        *words: str, ranks: int = 1, timeout: float = 300, launcher: bool = False
+    ) -> subprocess.CompletedProcess[str]:
         script = str(ROOT / "launch" / "pretrain.py")
+        if ranks > 1 and not launcher:
+            return run_ranks(script, *words, ranks=ranks, timeout=timeout)
         command = [sys.executable, script, *words]
-        if ranks > 1:
-            launcher = str(Path(sys.executable).parent / "deepspeed")
-            command = [launcher, "--num_gpus", str(ranks), "--master_port", str(free_port()), script, *words]
+        if launcher:
+            program = str(Path(sys.executable).parent / "deepspeed")
+            command = [program, "--num_gpus", str(ranks), "--master_port", str(free_port()), script, *words]
         environment = {**os.environ, "DS_ACCELERATOR": "cpu"}
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
 

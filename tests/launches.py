@@ -6,6 +6,8 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,31 +35,48 @@ def has_libaio() -> bool:
     return Path("/usr/include/libaio.h").exists()
 
 
-def run_ranks(script: Path, *words: str, folder: Path, ranks: int = 2, timeout: float = 300) -> None:
-    """Run a Python script as `ranks` ranks of this machine, as a launcher would; what they print is in `folder`."""
+def run_ranks(
+    *command: str, ranks: int = 2, timeout: float = 300, threads: int | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python script as `ranks` ranks of this machine, placed by their environment as `srun` does it.
+
+    The exit status is the first rank's that failed; the others are given half a minute then.
+    """
     shared = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
         "WORLD_SIZE": str(ranks),
         "LOCAL_SIZE": str(ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
+        **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
     }
-    processes = []
-    for rank in range(ranks):
-        with open(folder / f"rank{rank}.txt", "w") as log:
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        processes = []
+        for rank in range(ranks):
             environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            command = [sys.executable, str(script), *words]
-            processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=timeout) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    said = "\n".join((folder / f"rank{rank}.txt").read_text()[-3000:] for rank in range(ranks))
-    assert codes == [0] * ranks, said
+            processes.append(
+                subprocess.Popen([sys.executable, *command], env=environment, stdout=stdout, stderr=stderr)
+            )
+        end, status = time.monotonic() + timeout, 0
+        try:
+            while any(process.poll() is None for process in processes):
+                assert time.monotonic() < end, f"{command}: no end after {timeout} s, or 30 s after a rank's"
+                failed = [process.returncode for process in processes if process.poll()]
+                if failed and not status:
+                    status, end = failed[0], min(end, time.monotonic() + 30)
+                time.sleep(0.05)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        status = status or next((process.returncode for process in processes if process.returncode), 0)
+        texts = []
+        for stream in (stdout, stderr):
+            stream.seek(0)
+            texts.append(stream.read())
+    return subprocess.CompletedProcess(command, status, *texts)
 
 
 def free_port() -> int:

@@ -71,7 +71,14 @@ def test_a_json_and_an_argument_that_contradict_each_other(pretrain: Launch, tmp
 
 def test_under_the_launcher_the_line_comes_once_and_no_rank_stays(pretrain: Launch, tmp_path: Path) -> None:
     done = pretrain(
-        "--ds_config", ZERO1, "--dataset", str(tmp_path / "none.txt"), "--output_dir", str(tmp_path), ranks=2
+        "--ds_config",
+        ZERO1,
+        "--dataset",
+        str(tmp_path / "none.txt"),
+        "--output_dir",
+        str(tmp_path),
+        ranks=2,
+        launcher=True,
     )
     refused(done, "none.txt")
     assert not processes_with(str(tmp_path / "none.txt"))
@@ -80,7 +87,7 @@ def test_under_the_launcher_the_line_comes_once_and_no_rank_stays(pretrain: Laun
 def test_too_little_text_for_one_batch_is_said_by_one_rank(pretrain: Launch, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("one line\n\nand another\n\nand a third\n")
     words = ("--dataset", str(tmp_path / "short.txt"), "--output_dir", str(tmp_path / "out"))
-    refused(pretrain("--ds_config", ZERO1, *TINY, *words, ranks=2), "too few documents for one batch")
+    refused(pretrain("--ds_config", ZERO1, *TINY, *words, ranks=2, launcher=True), "too few documents for one batch")
     assert not list((tmp_path / "out").glob("*"))
 
 

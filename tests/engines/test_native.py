@@ -108,7 +108,8 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Any:
         key=lambda one: [key in {**one["document"], **one["document"]["zero_optimization"]} for key in last[::-1]]
     )
     (folder / "cases.json").write_text(json.dumps(cases))
-    run_ranks(WORKER, str(folder / "cases.json"), str(folder / "record.json"), folder=folder)
+    done = run_ranks(str(WORKER), str(folder / "cases.json"), str(folder / "record.json"), threads=1)
+    assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "record.json").read_text())
 
 

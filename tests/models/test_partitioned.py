@@ -27,7 +27,8 @@ MODELS = (
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("partitioned")
-    run_ranks(WORKER, str(folder / "record.json"), folder=folder)
+    done = run_ranks(str(WORKER), str(folder / "record.json"), threads=1)
+    assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "record.json").read_text())
 
 
