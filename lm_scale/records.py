@@ -48,7 +48,7 @@ hardware     device, device_count, device_memory_bytes, device_peak_flops_per_s,
              host_memory_bytes
 git          commit, dirty (of the folder the command was started in)
 state_bytes  parameters, gradients, master_weights, optimizer: live tensors of the fullest rank, by kind
-predicted    what was computed before step 1
+predicted    flops_per_token, peak_device_bytes, peak_host_bytes: what was computed before step 1
 warnings     list of one-line strings
 wandb_url
 resumed_from, resumed_step

@@ -12,6 +12,7 @@ from lm_scale.arguments import (
     CompareArguments,
     GenerateArguments,
     LintArguments,
+    PlanArguments,
     PretrainArguments,
     ReportArguments,
     parse,
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = {
     "lint": LintArguments,
+    "plan": PlanArguments,
     "compare": CompareArguments,
     "report": ReportArguments,
     "generate": GenerateArguments,

@@ -11,6 +11,7 @@ import torch
 
 from lm_scale.costs.devices import peak_flops_per_s
 from lm_scale.costs.flops import model_flops_per_token
+from lm_scale.costs.resolved import predicted_bytes
 from lm_scale.costs.shapes import model_shape
 from lm_scale.data.batches import TrainBatches
 from lm_scale.data.tokens import TokenFiles
@@ -128,12 +129,22 @@ def make_header(
     }
 
 
-def built_facts(header: Header, engine: Engine, made: LossModule, seq_len: int) -> Header:
+def built_facts(launch: Launch, header: Header, engine: Engine, made: LossModule) -> Header:
     """The keys of `header` that the built model completes."""
     model = engine.model
     config = model.config.to_dict()
     shape = model_shape(config)
-    flops = model_flops_per_token(shape, seq_len) if shape else None
+    flops = model_flops_per_token(shape, launch.arguments.seq_len) if shape else None
+    device_bytes, host_bytes = predicted_bytes(
+        launch.strategy,
+        launch.arguments,
+        config,
+        launch.process.world_size,
+        ranks_per_node=launch.process.local_world_size,
+        on_cpu=launch.machine.device == "cpu",
+        engine=launch.arguments.engine,
+        loss=made.module.mode,
+    )
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     return {
         "numerics": {
@@ -151,7 +162,7 @@ def built_facts(header: Header, engine: Engine, made: LossModule, seq_len: int) 
             "flops_per_token": flops,
         },
         "optimizer": {**header["optimizer"], **engine.decay_counts()},
-        "predicted": {"flops_per_token": flops},
+        "predicted": {"flops_per_token": flops, "peak_device_bytes": device_bytes, "peak_host_bytes": host_bytes},
         "warnings": header["warnings"] + made.notes,
     }
 

@@ -136,7 +136,7 @@ def build_engine(session: Session) -> None:
             shutil.rmtree(session.run_dir)
         raise
     session.meter = Meter(session.engine.device)
-    facts = built_facts(session.header, session.engine, made[0], launch.arguments.seq_len)
+    facts = built_facts(launch, session.header, session.engine, made[0])
     session.header |= facts
     if launch.arguments.resume:
         _resume(session)
