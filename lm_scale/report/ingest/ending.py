@@ -128,7 +128,7 @@ def _take(told: _Told, segment: Segment, cut: bool) -> None:
             told.unfinished.discard(rank)
     else:
         for kind, message in _launchers_word(told, text):
-            told.add(kind, message, segment.line)
+            told.add("aborted" if cut else kind, message, segment.line)  # of a code of -15, -1 may be all that is left
 
 
 def _kind(text: str, in_traceback: bool) -> str | None:

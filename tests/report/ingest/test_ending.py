@@ -43,6 +43,14 @@ def test_a_damaged_log_says_no_other_ending(log: Path, tmp_path: Path) -> None:
     assert untrue(log, tmp_path, trainer_log.recognises, trainer_log.read, cases=24, rounding=2e-3) == []
 
 
+def test_a_return_code_that_the_end_of_the_file_cuts_is_not_believed(tmp_path: Path) -> None:
+    whole = next(log for log in LOGS if log.stem == "deepspeed_terminate").read_bytes().rstrip()
+    assert whole.endswith(b"return code = -15")
+    path = tmp_path / "cut.log"
+    path.write_bytes(whole[:-1])
+    assert trainer_log.read(console.read(path))[-1].row.status is None
+
+
 def ended(*lines: str) -> tuple[str | None, str]:
     failure = ending.failure(
         Console(Path("log"), [Segment(line, number, ended=True) for number, line in enumerate(lines)])
