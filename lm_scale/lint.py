@@ -107,7 +107,7 @@ def _print_effective(file: str, arguments: LintArguments) -> None:
     width = max(len(path) for path, _, _ in rows)
     print("what counts, after DeepSpeed's defaults (*: not said in the file):")
     for path, value, source in rows:
-        mark = " " if source == "file" else "*"
+        mark = " " if source in ("file", '"auto"') else "*"
         reason = "" if source in ("file", "default", '"auto"') else f"  ({source})"
         print(f"{mark} {path:<{width}}  {json.dumps(value)}{reason}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from lm_scale.strategy.load import override
-from lm_scale.strategy.rules import check
+from lm_scale.strategy.rules import SEVERITIES, check
 from lm_scale.strategy.rules.findings import Finding, Place, Setting, Severity
+from lm_scale.strategy.rules.reading import raw, stage
 from lm_scale.strategy.source import Fault, Position, Source, read
 
+STAGE_IN_NAME = re.compile(
+    r"(?:(?:zero|stage|(?<![a-z])z)[-_ ]?(?:stage)?[-_ ]?)([0-3])(?![0-9]|[.p][0-9]|[bkm](?![a-z]))", re.IGNORECASE
+)
+"""`zero3`, `zero_stage_2`, `z3`, `stage1`, `zero2-offload`; neither `zero10` nor a size such as `zero_1b`."""
+RANGE_IN_NAME = re.compile(r"[0-3][-_ ]?(?:to|vs|or|and|[-_])[-_ ]?[0-3](?![0-9a-z])", re.IGNORECASE)
+"""`zero2to3`, `zero_2_3`: not one stage."""
 PYTHON = {"True": "true", "False": "false", "None": "null"}
 
 
@@ -52,6 +60,8 @@ def of_file(file: str, setting: Setting, changes: Sequence[str] = ()) -> list[Pr
     said = {tuple(problem.path.split(".")) for problem in problems}
     findings = check(override(source.document, list(changes)), setting)
     kept = [one for one in findings if one.rule != "wrong-type" or one.place not in said]
+    kept += _of_name(source, file)
+    kept.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return problems + [_problem(file, finding, source.position(finding.place)) for finding in kept]
 
 
@@ -105,4 +115,25 @@ def _unquoted(place: Place, text: str) -> Finding | None:
     if word == text and word not in PYTHON:
         return None
     message = f"without quotes DeepSpeed reads it to the end of the line, as the text {text!r}"
-    return Finding(place, text, "error", "unquoted", message, f"write {PYTHON.get(word, word)}, in strict JSON")
+    fix = f"write {PYTHON.get(word, word)}, in strict JSON" if _is_json(word) else f"write what {word} stands for"
+    return Finding(place, text, "error", "unquoted", message, fix)
+
+
+def _is_json(word: str) -> bool:
+    """Whether the word is a value as it stands, or one of Python's; else it is a name in a template."""
+    try:
+        json.loads(PYTHON.get(word, word))
+    except ValueError:
+        return False
+    return True
+
+
+def _of_name(source: Source, file: str) -> Iterator[Finding]:
+    """The file's name says another stage than the file; only where it says one stage and the file a fixed one."""
+    named = {int(found) for found in STAGE_IN_NAME.findall(Path(file).stem)}
+    at = stage(source.document or {})
+    if len(named) == 1 and at is not None and not RANGE_IN_NAME.search(Path(file).stem) and at not in named:
+        message = f"the file's name says stage {named.pop()}, and the file {f'stage {at}' if at else 'no ZeRO'}"
+        place = ("zero_optimization", "stage")
+        value = raw(source.document or {}, *place)
+        yield Finding(place, value, "warning", "stage-in-name", message, "change the stage, or the name")

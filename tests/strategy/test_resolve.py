@@ -158,7 +158,7 @@ def test_precision(tmp_path: Path, bf16: Any, fp16: Any, machine: Machine, preci
         ({"optimizer": {"type": "AdamW", "parms": {}}}, "did you mean optimizer.params?"),
         ({"zero_optimization": {"stage": 2, "reduce_buket_size": 1}}, "DeepSpeed would refuse it; did you mean"),
         ({"zero_optimization": {"stage": 1, "offload_param": {"device": "cpu"}}}, "DeepSpeed ignores it at stage 1"),
-        ({"elasticity": {"enabled": True}}, "DeepSpeed has removed this key"),
+        ({"elasticity": {"enabled": True}}, "DeepSpeed has removed it"),
         ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage: DeepSpeed refuses 4"),
         ({"zero_optimization": {"stage": "auto"}}, '"auto" has no meaning here'),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "both on"),

@@ -9,6 +9,8 @@ import hjson
 import pytest
 from auto_and_batch_worker import FILES, answers
 
+from lm_scale.strategy.problems import of_file
+from lm_scale.strategy.rules.findings import Setting
 from lm_scale.strategy.source import MOST_BYTES, Position, parse, read
 
 SHIPPED = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
@@ -122,3 +124,36 @@ def test_nonsense_is_one_clear_line(tmp_path: Path, data: bytes, words: str) -> 
     assert fault
     assert words in fault.message
     assert "\n" not in fault.message
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "said"),
+    [
+        ("zero3", 2, True),
+        ("ds_z3_offload_config", 2, True),
+        ("ds_zero_stage_2", 1, True),
+        ("stage3_offload", 0, True),
+        ("zero3", 3, False),
+        ("zero3_2gpu", 3, False),
+        ("zero2to3", 1, False),
+        ("zero2_3", 1, False),
+        ("stage2_zero3", 1, False),
+        ("zero10", 2, False),
+        ("zero_1b", 2, False),
+        ("lz4", 2, False),
+        ("zero_offload", 2, False),
+        ("zero3", "auto", False),
+    ],
+)
+def test_a_name_that_says_another_stage_is_a_warning(tmp_path: Path, name: str, stage: int | str, said: bool) -> None:
+    file = tmp_path / f"{name}.json"
+    file.write_text(json.dumps({"train_batch_size": 1, "zero_optimization": {"stage": stage}}))
+    found = [one for one in of_file(str(file), Setting()) if one.rule == "stage-in-name"]
+    assert [(one.severity, one.path, one.line) for one in found] == [("warning", "zero_optimization.stage", 1)] * said
+
+
+def test_an_unquoted_placeholder_is_to_be_filled_in(tmp_path: Path) -> None:
+    file = tmp_path / "template.json"
+    file.write_text('{\n"train_batch_size": BATCH,\n"steps_per_print": 10\n}')
+    (one,) = [one for one in of_file(str(file), Setting()) if one.rule == "unquoted"]
+    assert one.fix == "write what BATCH stands for"

@@ -98,7 +98,11 @@ def _is_meant(place: Place) -> bool:
 def _fate(place: Place) -> str:
     if place == ("steps_per_print",):
         return "ends in a TypeError at the first step (Trainer and Accelerate overwrite it)"
+    if len(place) > 1 and place[0] not in known.blocks()[()].keys:
+        return "reads nothing of this block"
     within = known.block(place[:-1])
+    if within is not None and not within.open and place[-1] not in within.keys:
+        return "knows no key of this name"
     if within is not None and within.strict:
         key = known.key(place)
         default = "" if key is None or key.default is known.MISSING else f", {json.dumps(key.default)}"

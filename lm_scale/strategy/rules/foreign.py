@@ -58,6 +58,8 @@ NAMES: dict[str, Foreign] = {
     "zero_opt": Foreign(_NOBODY, (_ZERO,)),
     "autocast": Foreign(_NOBODY, ("torch_autocast",)),
     "offload": Foreign(_NOBODY, (f"{_ZERO}.offload_optimizer", f"{_ZERO}.offload_param")),
+    "offload_model": Foreign(_NOBODY, (f"{_ZERO}.offload_param",)),
+    "offload_parameters": Foreign(_NOBODY, (f"{_ZERO}.offload_param",)),
     "cpu_offloading": Foreign(_NOBODY, (f"{_ZERO}.offload_optimizer",)),
     # Batch and clipping under other names
     "micro_batch_size_per_gpu": Foreign(_NOBODY, (_MICRO,)),

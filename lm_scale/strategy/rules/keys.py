@@ -18,6 +18,8 @@ COMMENT_MARKS = ("_", "#", "//", "$")
 COMMENT_NAMES = ("comment", "comments", "note", "notes", "description", "desc", "doc", "readme")
 CHECKPOINTING = "activation_checkpointing"
 SAMPLING = ("data_efficiency", "data_sampling")
+HARMLESS = (("zero_optimization", "allgather_bucket_size"),)
+"""Without effect, and nobody misses it: a size in most files that people keep."""
 NEEDED = ((*SAMPLING, "curriculum_learning", "curriculum_metrics"), (*SAMPLING, "dynamic_batching", "max_tokens"))
 """Keys that DeepSpeed asserts where their block is enabled (runtime/data_pipeline/config.py:88, 108)."""
 
@@ -52,9 +54,7 @@ def _block(document: Document, place: Place, value: dict[str, Any]) -> Iterator[
 
 
 def _removed(place: Place, value: Any) -> Finding:
-    """DeepSpeed's own message says what replaces it, where something does."""
-    message, _, _ = known.removed(place).partition(" See http")
-    why = f"DeepSpeed has removed this key and refuses the file: {message.strip()}"
+    why = "DeepSpeed has removed it and refuses the file"
     return Finding(place, value, "error", "removed-key", why, known.replacement(place) or "delete it")
 
 
@@ -120,7 +120,7 @@ def _known(document: Document, key: known.Key, place: Place, value: Any) -> Iter
         )
     if key.inert and place[0] != CHECKPOINTING:
         why = f"DeepSpeed accepts it and it has no effect: {key.inert}"
-        asked = value != key.default and value is not None
+        asked = value != key.default and value is not None and place not in HARMLESS
         yield Finding(place, value, "warning" if asked else "note", "inert-key", why, "delete it")
     if key.project and place[-1] == "stages":
         why = "lm-scale reads it and DeepSpeed does not: elsewhere the file runs without a pipeline"

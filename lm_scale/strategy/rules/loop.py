@@ -10,6 +10,7 @@ from lm_scale.strategy.rules.reading import (
     ZERO,
     Document,
     finding,
+    has_auto,
     number,
     offload,
     on,
@@ -69,9 +70,10 @@ def _clipping_off(document: Document) -> bool:
 
 def _printing(document: Document) -> Iterator[Finding]:
     if number(document, "steps_per_print") == 0:
-        why = "DeepSpeed divides by it at every step and fails at the first"
+        why = "DeepSpeed divides by it at every step and fails at the first; Trainer and Accelerate overwrite it"
         fix = "delete it to print nothing, or write the number of steps between lines"
-        yield finding(document, ("steps_per_print",), "error", "steps-per-print-zero", why, fix)
+        severity: Severity = "warning" if has_auto(document) else "error"
+        yield finding(document, ("steps_per_print",), severity, "steps-per-print-zero", why, fix)
     if on(document, "flops_profiler", "enabled") and not on(document, "wall_clock_breakdown"):
         why = "turns wall_clock_breakdown on too, which waits for the device at every phase: the run gets slower"
         place = ("flops_profiler", "enabled")

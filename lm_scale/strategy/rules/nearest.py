@@ -48,8 +48,7 @@ def suggest(place: Place) -> Suggestion:
     near = _nearest(name, mine, 1 + len(name) // 8)
     if near:
         return Suggestion(tuple((*place[:-1], key) for key in near))
-    everywhere = {key for block in known.blocks().values() for key in block.keys}
-    near = [key for key in _nearest(name, everywhere, len(name) // 6) if len(key) > 4]
+    near = [key for key in _nearest(name, _all_names(), len(name) // 6) if len(key) > 4]
     if near:
         return Suggestion(_sorted([one for key in near for one in known.places_of(key)], place))
     alike = difflib.get_close_matches(_plain(name), mine, n=1, cutoff=ALIKE)
@@ -93,10 +92,24 @@ def _is_second_name(place: Place) -> bool:
 def _nearest(name: str, names: Iterable[str], most: int) -> list[str]:
     """The names at the least edit distance, if that is at most `most`."""
     spelled = {_plain(name), name.lower()}
-    distances = {key: min(edits(one, key, most) for one in spelled) for key in names}
-    least = min(distances.values(), default=most + 1)
-    found = sorted(key for key, distance in distances.items() if distance == least)
-    return found if least <= min(most, max(len(name) - 1, 1)) else []
+    least, found = min(most, max(len(name) - 1, 1)), list[str]()
+    for key in names:
+        distance = min(edits(one, key, least) for one in spelled)
+        if distance < least:
+            least, found = distance, []
+        if distance == least:
+            found.append(key)
+    return sorted(found)
+
+
+@cache
+def _all_names() -> frozenset[str]:
+    return frozenset(key for block in known.blocks().values() for key in block.keys)
+
+
+@cache
+def _letters(name: str) -> frozenset[str]:
+    return frozenset(name)
 
 
 @cache
@@ -111,7 +124,7 @@ def edits(a: str, b: str, most: int) -> int:
 
     The optimal string alignment distance, row by row.
     """
-    if abs(len(a) - len(b)) > most:
+    if abs(len(a) - len(b)) > most or len(_letters(a) ^ _letters(b)) > 2 * most:  # an edit changes two letters at most
         return most + 1
     if most == 1:
         return _one_edit(a, b)

@@ -49,10 +49,10 @@ def _stages(document: Document) -> Iterator[Finding]:
     if device != "none" and at == 0:
         why = "nothing is offloaded without ZeRO; DeepSpeed only picks its slower CPU optimizer for it"
         fix = f"set stage to 1, 2 or 3, or delete {place[1]}"
-        yield finding(document, place, "error", "offload-optimizer-stage0", why, fix)
+        yield finding(document, place, "warning", "offload-optimizer-stage0", why, fix)
     if device == "nvme" and at in (1, 2):
         why = f"at stage {at} the optimizer goes to the CPU's memory: only stage 3 knows NVMe"
-        yield finding(document, place, "error", "nvme-below-3", why, 'set stage to 3, or write "device": "cpu"')
+        yield finding(document, place, "warning", "nvme-below-3", why, 'set stage to 3, or write "device": "cpu"')
     if device != "none" and at in (1, 2) and off(document, ZERO, "contiguous_gradients"):
         why = "DeepSpeed turns it on regardless while the optimizer is offloaded"
         fix = "write true, or delete it"

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 from lm_scale.strategy.rules.findings import Finding, Place, Severity
+from lm_scale.strategy.rules.nearest import edits
 
 Document = dict[str, Any]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -50,6 +51,11 @@ def raw(document: Document, *place: str) -> Any:
 def finding(document: Document, place: Place, severity: Severity, rule: str, message: str, fix: str = "") -> Finding:
     """A finding at a place, with the value as the file has it there."""
     return Finding(place, raw(document, *place), severity, rule, message, fix)
+
+
+def has_auto(node: Any) -> bool:
+    """Whether some value is `"auto"`: the file is then for Hugging Face's Trainer, Accelerate or this project."""
+    return any(has_auto(inner) for inner in node.values()) if isinstance(node, dict) else node == AUTO
 
 
 def block(document: Document, *place: str) -> Document:
@@ -139,5 +145,8 @@ def pipeline_stages(document: Document) -> int | None:
 def nearest(name: str, names: Iterable[str]) -> str:
     """The known name closest to a misspelt one, whatever the case; empty where none is close."""
     folded = {known.casefold(): known for known in names}
+    typo = [known for known in folded if edits(name.casefold(), known, 1) <= 1]
+    if typo:  # of a short name it need not be close by difflib's ratio: `rl`
+        return folded[max(typo, key=lambda known: difflib.SequenceMatcher(None, name.casefold(), known).ratio())]
     close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
     return folded[close[0]] if close else ""

@@ -146,7 +146,7 @@ def _rate(document: Document, name: str) -> Iterator[Finding]:
             why = (
                 f"absent: WarmupDecayLR rises to {default:g}, its default, and the optimizer's lr {lr:g} has no effect"
             )
-            yield finding(document, place, "error", "lr-vs-warmup-max-lr", why, f"write {lr:g}")
+            yield finding(document, place, "warning", "lr-vs-warmup-max-lr", why, f"write {lr:g}")
         elif written == AUTO or "optimizer" not in document:
             why = f"absent: WarmupDecayLR rises to {default:g}, its default, whatever the optimizer's lr is"
             yield finding(document, place, "warning", "lr-vs-warmup-max-lr", why, "write the rate that you mean")

@@ -98,7 +98,7 @@ def test_where_bare_deepspeed_dies_of_auto() -> None:
     ("path", "value", "words"),
     [
         ("steps_per_print", "auto", "TypeError at the first step"),
-        ("micro_batch_size_per_gpu", "auto", "takes the text itself"),
+        ("micro_batch_size_per_gpu", "auto", "no key of this name"),
         ("wall_clock_breakdown", "auto", "counts as true"),
         ("zero_optimization.overlap_comm", "auto", "silently takes its default"),
         ("zero_optimization.sub_group_size", "auto", "silently takes its default, 1000000000"),

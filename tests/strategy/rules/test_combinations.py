@@ -274,3 +274,15 @@ def test_no_value_whatever_breaks_the_lint() -> None:
 
 def test_the_base_of_these_tests_is_sound() -> None:
     assert errors(BASE) == []
+
+
+def test_a_typo_of_a_short_parameter_has_one_finding_with_its_name() -> None:
+    document = base(optimizer={"type": "AdamW", "params": {"rl": "auto"}})
+    told = [one for one in check(document, Setting()) if one.path == "optimizer.params.rl"]
+    assert [(one.rule, one.fix) for one in told] == [("optimizer-parameter-unknown", "did you mean lr?")]
+
+
+def test_printing_every_0_steps_fails_unless_trainer_overwrites_it() -> None:
+    assert found(base(steps_per_print=0))["steps-per-print-zero"].severity == "error"
+    for_trainer = base(steps_per_print=0, train_micro_batch_size_per_gpu="auto")
+    assert found(for_trainer)["steps-per-print-zero"].severity == "warning"
