@@ -31,11 +31,15 @@ from lm_scale.strategy.machine import Machine, detect
 from lm_scale.strategy.resolve import resolve
 
 REFERENCE = "torch_fp32"
-AS_REFERENCE = (
-    "--engine=torch",
-    '--override=zero_optimization={"stage": 0}',
-    *("--override=bf16.enabled=false", "--override=fp16.enabled=false"),
-)
+OFF = {
+    "zero_optimization": '{"stage": 0}',
+    **dict.fromkeys(("bf16", "fp16"), '{"enabled": false}'),
+    **dict.fromkeys(("pipeline", "tensor_parallel", "data_types", "compile"), "{}"),
+    "communication_data_type": "null",
+    "gradient_predivide_factor": "1.0",
+    "prescale_gradients": "false",
+}
+AS_REFERENCE = ("--engine=torch", *(f"--override={key}={value}" for key, value in OFF.items()))
 """The first JSON's training by native PyTorch: nothing split, nothing rounded below fp32."""
 
 PARITY_STEPS = 20
@@ -180,6 +184,7 @@ def _cell(
     changes: Sequence[str] = (),
 ) -> cell.Cell:
     changed = [change.partition("=")[0].removeprefix("--") for change in changes]
+    changed += ["bf16", "fp16"] if changes else []  # the reference's precision is its own
     words = [
         *(f"--ds_config={json}", f"--run_name={name}", f"--output_dir={folder}"),
         *cell.words(arguments, leave_out=("ds_config", "run_name", "output_dir", *set(changed) - {"override"})),

@@ -16,8 +16,10 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.module_inject.layers import GatherReplacedLayerParams
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.utils import groups
 
+from lm_scale.arguments import UserError
 from lm_scale.data.batches import EvalBatch, StepBatches
 from lm_scale.engines.evaluation import eval_sums, to_device
 from lm_scale.engines.interface import EvalSums, StepResult
@@ -69,6 +71,8 @@ class DeepSpeedEngine:
         self._whole_gradients = strategy.zero_stage == 0 and strategy.precision == "fp32"
         if self._whole_gradients:
             self._engine.clip_fp32_gradients = self._clip_whole_gradients
+        elif strategy.zero_stage == 0 and self._tensor_ranks > 1:
+            self._clip_over_tensor_ranks()
         self._lr = 0.0
 
     def train_step(self, batches: StepBatches, lr: float, clock: PhaseClock) -> StepResult:
@@ -206,6 +210,28 @@ class DeepSpeedEngine:
         if coefficient < 1:
             torch._foreach_mul_([p.grad for p in self._module.parameters() if p.grad is not None], coefficient)
 
+    def _clip_over_tensor_ranks(self) -> None:
+        """Let the optimizer of ZeRO-0 below fp32 clip by the whole model's norm.
+
+        It knows of no tensor ranks and takes each rank's part for the whole (`runtime/fp16/unfused_optimizer.py`,
+        `step`): ranks clip unequally, and what all of them hold drifts apart.
+
+        Raises:
+            UserError: the optimizer is one of DeepSpeed's that keeps its gradients to itself.
+        """
+        optimizer = self._optimizer
+        if not isinstance(optimizer, FP16_UnfusedOptimizer):
+            raise UserError(
+                f"{self._strategy.path}: tensor_parallel: DeepSpeed clips each rank by its own norm under ZeRO-0 with "
+                f"this optimizer; set zero_optimization.stage to 1, or optimizer.params.torch_adam to true"
+            )
+
+        def clip(total_norm: Any, apply_scale: bool = True) -> Any:
+            optimizer._global_grad_norm = self._whole_gradient_norm()
+            return FP16_UnfusedOptimizer.unscale_and_clip_grads(optimizer, optimizer._global_grad_norm, apply_scale)
+
+        optimizer.unscale_and_clip_grads = clip
+
     def _live_gradients(self) -> list[torch.Tensor]:
         held = [p.grad for p in self._module.parameters() if p.grad is not None]
         averaged = getattr(self._optimizer, "averaged_gradients", None) or {}
@@ -213,6 +239,7 @@ class DeepSpeedEngine:
             held += [gradient for gradient in group or [] if torch.is_tensor(gradient)]
         buffer = getattr(self._optimizer, "grad_partitions_flat_buffer", None)
         held += [buffer] if torch.is_tensor(buffer) else []
+        held += getattr(self._optimizer, "fp32_groups_gradients_flat", [])  # BF16_Optimizer's, of a pipeline
         held += [master.grad for master in self._master_weights() if master.grad is not None]
         return held
 

@@ -8,7 +8,8 @@ of the whole global batch; and the gradient norm is the whole model's, taken her
     in fp32 under ZeRO-0: it counts the first stage alone (`deepspeed/runtime/utils.py`, `clip_grad_norm_`: a rank adds
     its parameters only where its model-parallel rank is 0, which in a pipeline is the stage);
     under ZeRO-1: it reduces over the stages once a parameter group, and waits for ever where one stage has a group that
-    another has not, as a stage without norms (`runtime/zero/stage_1_and_2.py`, `scaled_global_norm`).
+    another has not, as a stage without norms (`runtime/zero/stage_1_and_2.py`, `scaled_global_norm`);
+    in bf16: it fails on a stage that has nothing but the tied head (`runtime/utils.py`, `get_global_norm_of_tensors`).
 """
 
 from __future__ import annotations
@@ -86,6 +87,8 @@ class PipelineEngine(DeepSpeedEngine):
         self._shape: tuple[int, ...] | None = None
         if hasattr(self._optimizer, "scaled_global_norm") and strategy.offload == "none":
             self._optimizer.scaled_global_norm = self._partitioned_gradient_norm
+        if hasattr(self._optimizer, "get_grads_for_norm"):
+            self._optimizer.get_grads_for_norm = self._low_precision_gradients
         self._engine._INSTRUCTION_MAP = {kind: self._timed(kind) for kind in PHASE}
 
     def train_step(self, batches: StepBatches, lr: float, clock: PhaseClock) -> StepResult:
@@ -201,6 +204,17 @@ class PipelineEngine(DeepSpeedEngine):
         squares = _squares(own, self.device)
         dist.all_reduce(squares, group=optimizer.dp_process_group)
         return self._over_stages(squares).sqrt().float()
+
+    def _low_precision_gradients(self, for_clipping: bool = False) -> Any:
+        """What `BF16_Optimizer` sums over the stages: here one number, the norm of this stage's own gradients.
+
+        Its own list is empty, and its sum fails, where a stage has nothing but the tied head.
+        """
+        found = type(self._optimizer).get_grads_for_norm(self._optimizer, for_clipping)
+        if for_clipping:
+            return found
+        gradients, of_experts = found
+        return [_squares(gradients, self.device).sqrt()], of_experts
 
     def _over_stages(self, squares: Tensor) -> Tensor:
         dist.all_reduce(squares, group=self._pipe._grid.get_pipe_parallel_group())

@@ -32,6 +32,13 @@ PRODUCTS_OF_A_LAYER = 7
 
 COMPARED = ("loss", "grad_norm")
 
+SAME = (
+    *(("data", "fingerprint"), ("batch", "global_batch"), ("batch", "seq_len"), ("batch", "packing")),
+    *(("model", "params"), ("optimizer", "type"), ("optimizer", "learning_rate"), ("schedule", "type")),
+)
+MATHEMATICS = {"betas", "eps", "weight_decay", "momentum", "nesterov", "dampening", "amsgrad"}
+"""Parameters of an optimizer that change what it computes; the others choose who computes it."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -67,12 +74,9 @@ def step_tolerance(precision: str, labels: int, layers: int) -> float:
 
 def judge(reference: Run, run: Run) -> Verdict:
     """Whether `run` agrees with `reference`, an fp32 run from the same weights on the same samples."""
-    ours, theirs = run.of("step"), reference.of("step")
-    allowed = _allowed(reference, run)
-    reason = _incomparable(reference, run)
-    if reason:
-        return Verdict(run.path.name, 0, {}, allowed, reason)
-    return compare(run.path.name, theirs, ours, allowed)
+    if reason := _incomparable(reference, run):
+        return Verdict(run.path.name, 0, {}, 0.0, reason)
+    return compare(run.path.name, reference.of("step"), run.of("step"), _allowed(reference, run))
 
 
 def compare(
@@ -125,8 +129,13 @@ def _incomparable(reference: Run, run: Run) -> str:
         return f"{run.status}: {run.last_error or 'no step was made'}"
     if not reference.of("step"):
         return f"the reference has no steps ({reference.status}: {reference.last_error})"
-    for block, key in (("data", "fingerprint"), ("batch", "global_batch"), ("batch", "seq_len"), ("model", "params")):
+    for block, key in SAME:
         theirs, ours = reference.header[block][key], run.header[block][key]
         if theirs != ours:
             return f"{block}.{key} is {ours}, the reference's is {theirs}: not the same training"
+    ours, theirs = (one.header["optimizer"]["params"] for one in (run, reference))
+    for key in sorted({*ours, *theirs} & MATHEMATICS):
+        if ours.get(key) != theirs.get(key):
+            values = f"is {ours.get(key)}, the reference's is {theirs.get(key)}"
+            return f"optimizer.params.{key} {values}: not the same training"
     return ""

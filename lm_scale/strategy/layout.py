@@ -52,6 +52,33 @@ def layout(document: Document, world_size: int, path: Path) -> Layout:
     return Layout(stages, world_size // stages // tensor, tensor)
 
 
+def pipeline_needs(document: Document, precision: str, path: Path) -> dict[str, Any]:
+    """Values by dotted key that a pipeline needs where the JSON does not say.
+
+    Raises:
+        UserError: the JSON asks for what would wait for ever or train wrongly.
+    """
+    if any(get(document, f"zero_optimization.{block}.device", "none") != "none" for block in OFFLOADS):
+        raise UserError(
+            f"{path}: zero_optimization: offload in a pipeline: DeepSpeed sums its norms over the stages once a "
+            "parameter group and waits for ever where a stage lacks one; drop the offload, or pipeline.stages"
+        )
+    needs: dict[str, Any] = {}
+    if get(document, "pipeline.activation_checkpoint_interval", 0):
+        # Reentrant checkpointing cuts the graph at a segment whose inputs are token ids (runtime/pipe/module.py).
+        needs["pipeline.use_reentrant"] = False
+    if precision == "bf16" and get(document, "zero_optimization.stage", 0) == 0:
+        # Else BF16_Optimizer takes a micro-batch's gradients before the head's is there, which the loss uses outside of
+        # the last stage's own forward: the head would never train (runtime/engine.py, `_backward_epilogue`).
+        key = "bf16.immediate_grad_update"
+        if get(document, key, True) is not True:
+            raise UserError(f"{path}: {key}: a pipeline under ZeRO-0 never trains its head without; set it to true")
+        needs[key] = True
+    return needs
+
+
+OFFLOADS = ("offload_optimizer", "offload_param")
+
 PARTITION = {
     "use_default_specs": False,
     "layer_specs": [

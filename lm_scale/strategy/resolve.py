@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from lm_scale.arguments import ModelArguments, StrategyArguments, UserError
 from lm_scale.strategy.batch import Batch, solve
-from lm_scale.strategy.layout import PARTITION, Layout, layout
+from lm_scale.strategy.layout import PARTITION, Layout, layout, pipeline_needs
 from lm_scale.strategy.load import Document, get, load, override, put, walk
 from lm_scale.strategy.machine import Machine
 from lm_scale.strategy.refusals import check_forms, faults, faults_of_file, refuse
@@ -81,9 +81,9 @@ def resolve(
     _optimizer(filling, arguments)
     filling.fill("gradient_clipping", arguments.max_grad_norm, "--max_grad_norm", 1.0)
     _buckets(filling, hidden_size)
-    if get(filling.document, "pipeline.activation_checkpoint_interval", 0) and spread.pipeline_stages > 1:
-        # Reentrant checkpointing cuts the graph at a segment whose inputs are token ids (runtime/pipe/module.py).
-        filling.fill("pipeline.use_reentrant", None, "", False)
+    if spread.pipeline_stages > 1:
+        for key, value in pipeline_needs(filling.document, precision, path).items():
+            filling.fill(key, None, "", value)
     checkpointing = "activation_checkpointing" in filling.document
     filling.refuse_remaining_auto()
     document = filling.document

@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import run_ranks
+from launches import CONFIGS, run_ranks
 
+from lm_scale.arguments import ModelArguments, PretrainArguments, StrategyArguments, UserError, parse
+from lm_scale.compare import AS_REFERENCE
 from lm_scale.experiments import parity
+from lm_scale.strategy.machine import Machine
+from lm_scale.strategy.native import check_expressible
+from lm_scale.strategy.resolve import resolve
 
 WORKER = Path(__file__).with_name("parity_worker.py")
 SIZES = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -53,6 +58,12 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "zero3 hpz": ("deepspeed", {"stage": 3, "zero_hpz_partition_size": 2}),
     "zero3 offload": ("deepspeed", {"stage": 3, "offload_optimizer": CPU, "offload_param": CPU}),
 }
+BELOW_FP32 = [
+    # what the optimizers of ZeRO-0 in bf16 get wrong: the head of a pipeline, norms over stages and tensor ranks
+    (training, layout)
+    for training in (("qwen3", True, "AdamW", 4), ("qwen3", False, "SGD", 1))
+    for layout in ("pipeline", "pipeline zero1", "tensor", "tensor zero1")
+]
 PARTITIONS = {1: "uniform", 4: "flops"}
 FAULTS = ("parameter not reduced", "gradient scaled twice", "labels shifted", "micro-batch dropped", "mask leaks")
 FAULTY = TRAININGS[0]
@@ -90,6 +101,10 @@ def case(training: tuple[str, bool, str, int], layout: str, fault: str | None = 
     }
 
 
+def in_bf16(one: dict[str, Any]) -> dict[str, Any]:
+    return {**one, "name": f"{one['name']}_bf16", "document": {**one["document"], "bf16": {"enabled": True}}}
+
+
 def name(training: tuple[str, bool, str, int], layout: str) -> str:
     model, tied, optimizer, accumulation = training
     return f"{model} {'tied' if tied else 'untied'} {optimizer} {accumulation} {layout}".replace(" ", "_")
@@ -102,6 +117,7 @@ def record(tmp_path_factory: pytest.TempPathFactory) -> Any:
     cases = [case(training, layout) for training, layout in COMBINATIONS]
     cases += [case(FAULTY, "ddp", fault) for fault in FAULTS]
     cases.append(case(SGD, "pipeline", "DeepSpeed's own clipping"))
+    cases += [in_bf16(case(training, layout)) for training, layout in BELOW_FP32]
     # DeepSpeed keeps the groups that these three make for what comes after in the same process.
     last = ("zero_hpz_partition_size", "tensor_parallel", "pipeline")
     cases.sort(
@@ -121,6 +137,16 @@ def test_every_layout_trains_the_same_model(record: Any, training: Any, layout: 
     assert verdict.steps == 6
 
 
+@pytest.mark.parametrize(("training", "layout"), BELOW_FP32, ids=str)
+def test_every_layout_trains_the_same_model_in_bf16(record: Any, training: Any, layout: str) -> None:
+    """Against fp32, from which bf16 rounds away half a percent; the unmended norms are 6 % (tensor) and 20 % off."""
+    allowed = parity.step_tolerance("bf16", labels=1, layers=2)
+    verdict = parity.compare("", record[name(training, "ddp")], record[f"{name(training, layout)}_bf16"], allowed)
+    assert verdict.agrees, verdict.reason
+    assert verdict.largest["grad_norm"] < 0.02
+    assert verdict.largest["loss"] < 3e-4
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_gate_sees_a_fault(record: Any, fault: str) -> None:
     allowed = parity.step_tolerance("fp32", labels=2 * 4 * 2 * 32, layers=2)
@@ -134,3 +160,26 @@ def test_deepspeeds_own_clipping_of_a_pipeline_is_wrong(record: Any) -> None:
     allowed = parity.step_tolerance("fp32", labels=2 * 2 * 32, layers=2)
     assert parity.compare("", reference, record[name(SGD, "pipeline")], allowed).agrees
     assert parity.compare("", reference, wrong, allowed).reason.startswith("parts at step 2: ")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: str(path.stem))
+def test_the_reference_of_every_layout_is_plain_and_in_fp32(path: Path) -> None:
+    words = [f"--ds_config={path}", "--per_device_train_batch_size=2", *AS_REFERENCE]
+    arguments = parse(PretrainArguments, words, "pretrain", "")
+    strategy = resolve(arguments, arguments, 64, 4, Machine("cpu", 4, True, "bf16 would be taken"))
+    check_expressible(strategy)
+    assert strategy.layout.data_parallel == 4
+    assert (strategy.zero_stage, strategy.precision, strategy.offload) == (0, "fp32", "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "refusal"),
+    [
+        ('zero_optimization={"stage": 1, "offload_optimizer": {"device": "cpu"}}', "waits for ever"),
+        ('bf16={"enabled": true, "immediate_grad_update": false}', "never trains its head"),
+    ],
+)
+def test_a_pipeline_that_deepspeed_gets_wrong_is_refused(change: str, refusal: str) -> None:
+    arguments = StrategyArguments(ds_config=str(CONFIGS / "pipeline2.json"), override=[change])
+    with pytest.raises(UserError, match=refusal):
+        resolve(arguments, ModelArguments(), 64, 4, Machine("cpu", 4, True, "native"))
