@@ -21,7 +21,7 @@ def buffer_items(setup: Setup) -> list[Item]:
     if setup.zero_stage == 3:
         return _zero3(setup)
     if is_bf16_optimizer(setup):
-        return _flattened(setup)
+        return _flat_cast(setup)
     return _buckets(setup)
 
 
@@ -34,6 +34,15 @@ def _flattened(setup: Setup) -> list[Item]:
     """Gradients are copied into one flat tensor of up to 5e8 elements to reduce them (engine.py: 3795-3839)."""
     size = setup.accumulation_bytes * min(setup.rank_trainable, 500_000_000)
     return item("flattened gradients", size, "up to 5e8 elements at a time", "reduce")
+
+
+def _flat_cast(setup: Setup) -> list[Item]:
+    """BF16_Optimizer's fp32 gradients are one flat tensor, longer than a bucket, so that nothing divides or copies it;
+    it is cast as a whole to the type that it is reduced in (bf16_optimizer.py: 196, 541; engine.py: 3795-3801)."""
+    if setup.data_parallel == 1 or setup.reduction_bytes == setup.accumulation_bytes:
+        return []
+    size = setup.reduction_bytes * setup.rank_trainable
+    return item("cast gradients", size, f"{setup.reduction_bytes} T: all of them, in the reduction's type", "reduce")
 
 
 def _buckets(setup: Setup) -> list[Item]:

@@ -146,7 +146,7 @@ def _rehearsal(plan: Record) -> list[str]:
 
 def planned_phases(plan: Record) -> dict[str, int]:
     """Bytes of tensors in each phase, device and host together, as the rehearsal counts them: one backward phase."""
-    outside = ("context", "framework", "heap", "model as built")
+    outside = ("context", "framework", "compiler", "heap", "model as built")
     held = [one for one in plan["items"] if one["where"] != "nvme" and one["name"] not in outside]
     phases = {
         phase: sum(one["bytes"] for one in held if one["phase"] == "all" or phase in one["phase"].split("+"))

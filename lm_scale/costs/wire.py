@@ -66,6 +66,8 @@ def _data_parallel(setup: Setup) -> list[Traffic]:
             Traffic("all_gather", shard_ring * setup.parameter_bytes * t, per_bucket, shards),
         ]
     gathers = 1.0 if setup.zero_stage == 2 else 2.0
+    if setup.engine == "torch" and setup.pipeline_stages > 1:  # parameters and gradients stay whole over a step
+        gathers, times = 1.0, 1
     if setup.zero_stage == 3 and setup.engine == "deepspeed":
         gathers -= min(1.0, gathered_elements(setup) / n)  # what is still whole is not gathered again
     deepspeed = setup.engine == "deepspeed"

@@ -3,9 +3,9 @@
     python tests/bench/bench_plan.py ROWS.json [--rows] [--fit]
 
 The constants of `costs.memory` and `costs.speed` were fitted on rows whose id is even (`fit_plan.py`); the others judge
-them. On 667 rows of 26 sources, held-out half: memory 5 % median, 24 % at the 90th percentile (4 % and 14 % without the
+them. On 667 rows of 26 sources, held-out half: memory 4 % median, 22 % at the 90th percentile (4 % and 13 % without the
 rows to doubt), where DeepSpeed's estimators are 70 % off; tokens/s 8 % median; of the rows that ran 1 % are predicted
-not to fit, of those that ran out of memory none to fit; the first choice is within 5 % of the best in 44 of 50 cases.
+not to fit, of those that ran out of memory none to fit; the first choice is within 5 % of the best in 45 of 50 cases.
 Fitted on every second source in place of every second row, tokens/s of the other sources are 12 to 13 % off.
 """
 

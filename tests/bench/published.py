@@ -114,7 +114,8 @@ def setup_of(row: Row) -> Setup | None:
     degrees = {key: _degree(text, key) for key in ("TP", "PP", "CP")}
     micro, accum = row["micro_batch"], row["gas"] or 1
     if degrees["PP"] > 1 and accum == 1 and micro > 1:
-        micro, accum = 1, micro
+        pieces = degrees["PP"] if fsdp else micro  # torchtitan's default until 2025: a micro-batch a stage
+        micro, accum = max(1, micro // pieces), min(pieces, micro)
     shards = re.search(r"over (\d+) ranks", text)
     distributed_optimizer = row["zero_stage"] is None and "PP" in text and "Bridge" in row["source"]
     stage = 1 if distributed_optimizer else stage

@@ -100,6 +100,8 @@ def test_the_bf16_optimizer_holds_whole_fp32_gradients() -> None:
     setup = Setup(dims=GPT2, zero_stage=1, world_size=64, accumulation_bytes=4)
     whole = [one.bytes for one in predict_memory(setup).items if one.name == "accumulated gradients"]
     assert whole == [4 * GPT2.parameters]
+    cast = [one.bytes for one in predict_memory(setup).items if one.name == "cast gradients"]
+    assert cast == [2 * GPT2.parameters]  # one flat tensor, longer than a bucket, cast as a whole to be reduced
     assert predict_memory(setup).device > predict_memory(replace(setup, zero_stage=2)).device
 
 

@@ -47,6 +47,14 @@ def test_wire_bytes_of_each_stage(stage: int, expected: dict[str, float]) -> Non
         assert found[name] == pytest.approx(size, rel=0.03)  # stage 3 keeps the embedding whole: it is gathered once
 
 
+def test_fsdp_in_a_pipeline_sends_its_parameters_once_a_step() -> None:
+    """They and their gradients stay whole over all micro-batches, so that more of these send no more of them."""
+    setup = Setup(dims=DIMS, engine="torch", zero_stage=3, world_size=16, pipeline_stages=2, grad_accum=2)
+    few, many = wire_bytes(setup), wire_bytes(replace(setup, grad_accum=8))
+    assert many["send"] == 4 * few["send"]
+    assert all(many[name] == few[name] > 0 for name in ("all_gather", "reduce_scatter"))
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_flops_are_those_of_the_row(name: str) -> None:
     shape = model_shape(load_config(name).config)
