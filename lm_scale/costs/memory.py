@@ -31,8 +31,8 @@ BLOCK_SHARE = 0.5
 """Of the largest single tensor, the whole fp32 logits: the room that is free and too broken up to hold it."""
 
 CPU_FRAMEWORK_BYTES = 290 * 2**20
-"""Anonymous memory of a CPU rank without its tensors: Python, torch, transformers, and DeepSpeed where it is the engine.
-Measured on runs of the presets tiny, mini and small. Beside a GPU it is the least: the host's side of CUDA comes to it."""
+"""Anonymous memory of a CPU rank without its tensors: Python, torch, transformers, DeepSpeed. Measured on runs of the
+presets tiny, mini and small. Beside a GPU it is the least: the host's side of CUDA comes to it."""
 
 CPU_COMPILER_BYTES = 75 * 2**20
 """torch's compiler, of which DeepSpeed's ZeRO optimizers load most (548 modules), on the same runs: 50 to 100 MiB."""
