@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         for name, json in zip(names, arguments.ds_configs, strict=True)
     ]
     if arguments.check_parity:
-        cells.append(_cell(arguments, REFERENCE, arguments.ds_configs[0], folder, world_size, machine, AS_REFERENCE))
+        cells.append(_cell(arguments, REFERENCE, arguments.ds_configs[0], folder, world_size, machine, reference=True))
     print(f"{len(cells)} runs, {world_size} ranks each ({kind}), in {folder}", file=progress, flush=True)
     refusals = [_refusal(one, world_size, machine) for one in cells]
     outcomes: list[cell.Outcome] = []
@@ -181,14 +181,13 @@ def _cell(
     folder: Path,
     world_size: int,
     machine: Machine,
-    changes: Sequence[str] = (),
+    reference: bool = False,
 ) -> cell.Cell:
-    changed = [change.partition("=")[0].removeprefix("--") for change in changes]
-    changed += ["bf16", "fp16"] if changes else []  # the reference's precision is its own
+    own = ("ds_config", "run_name", "output_dir", *(("engine", "bf16", "fp16") if reference else ()))
     words = [
         *(f"--ds_config={json}", f"--run_name={name}", f"--output_dir={folder}"),
-        *cell.words(arguments, leave_out=("ds_config", "run_name", "output_dir", *set(changed) - {"override"})),
-        *changes,
+        *cell.words(arguments, leave_out=own),
+        *(AS_REFERENCE if reference else ()),
     ]
     environment = dict(os.environ)
     if machine.device == "cpu":

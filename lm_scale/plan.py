@@ -23,12 +23,12 @@ from lm_scale.costs.counted import count_on_meta
 from lm_scale.costs.machines import Device
 from lm_scale.costs.machines import parse as parse_device
 from lm_scale.costs.memory import Memory, predict_memory
-from lm_scale.costs.rehearsed import rehearse
 from lm_scale.costs.resolved import setup_of
 from lm_scale.costs.setup import Dimensions, Setup
 from lm_scale.costs.shapes import model_shape
 from lm_scale.costs.show import all_text, plan_text
 from lm_scale.costs.speed import Speed, predict_speed
+from lm_scale.experiments.rehearsal import rehearse
 from lm_scale.models.presets import ModelSource, check_seq_len, load_config
 from lm_scale.strategy.machine import Machine, detect
 from lm_scale.strategy.native import check_expressible

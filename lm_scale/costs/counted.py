@@ -6,14 +6,13 @@ exact; activations and FLOPs are those of a decoder of these widths, an approxim
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 from lm_scale.arguments import UserError
 from lm_scale.costs.setup import Dimensions
+from lm_scale.experiments.processes import printed_json
 
 _KEYS = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
@@ -41,11 +40,7 @@ def count_on_meta(model: str, config: Mapping[str, Any], vocab_size: int | None)
     if missing:
         raise UserError(f"--model {model}: its config names no {', '.join(missing)}; give a Llama-like config.json")
     command = [sys.executable, "-m", "lm_scale.models.count", model, *([str(vocab_size)] if vocab_size else [])]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it could not be built"])[-1]
-        raise UserError(f"--model {model}: {last.removeprefix('error: ').removeprefix(f'--model {model}: ')}")
-    found = json.loads(done.stdout)
+    found = printed_json(command, f"--model {model}")
     heads, hidden = sizes["heads"], sizes["hidden"]
     gated = any(word in name for name in found["names"] for word in ("gate_proj", "gate_up", "w3", "wi_1"))
     return Dimensions(

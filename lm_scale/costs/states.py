@@ -2,7 +2,7 @@
 
 N are the parameters of the rank (`Setup.rank_parameters`), T those that train, W the ranks that share them
 (`Setup.partition_ranks`). Equal to the live tensors of a rehearsed rank to within 1 %
-(`tests/costs/test_rehearsed.py`).
+(`tests/test_plan.py`).
 
 Sources: deepspeed 0.19.8 (file: line); Rajbhandari et al. 2020 (arXiv:1910.02054, section 3) for what each stage
 splits. Error: padding, at most 2W elements a parameter group and, at stage 3, W a parameter.

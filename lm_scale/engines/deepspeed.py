@@ -26,7 +26,7 @@ from lm_scale.engines.interface import EvalSums, StepResult
 from lm_scale.engines.parameter_groups import decay_counts, parameter_groups
 from lm_scale.strategy.load import get
 from lm_scale.strategy.resolve import Strategy
-from lm_scale.training.meter import PhaseClock
+from lm_scale.training.meter import PhaseClock, tensor_bytes
 from lm_scale.training.sampling import continue_text
 
 Context = AbstractContextManager[Any]
@@ -91,18 +91,25 @@ class DeepSpeedEngine:
             loss_sum += loss.detach()
             clock.lap("backward")
             if engine.is_gradient_accumulation_boundary():
-                if self._gradient_bytes is None:
-                    self._gradient_bytes = tensor_bytes(self._live_gradients())
-                if self._whole_gradients:
-                    self._grad_norm = self._whole_gradient_norm()
+                self._before_update()
             engine.step()
             clock.lap("optimizer")
-        if not self._whole_gradients:
-            self._grad_norm = engine.get_global_grad_norm()
-        grad_norm = None if self._grad_norm is None else float(self._grad_norm)
         if not self._reports:
             loss_sum.zero_()
-        return StepResult(loss_sum, grad_norm, not engine.was_step_applied())
+        return self._result(loss_sum)
+
+    def _before_update(self) -> None:
+        """Read off the gradients what the optimizer's step leaves nothing of."""
+        if self._gradient_bytes is None:
+            self._gradient_bytes = tensor_bytes(self._live_gradients())
+        if self._whole_gradients:
+            self._grad_norm = self._whole_gradient_norm()
+
+    def _result(self, loss_sum: torch.Tensor) -> StepResult:
+        if not self._whole_gradients:
+            self._grad_norm = self._engine.get_global_grad_norm()
+        grad_norm = None if self._grad_norm is None else float(self._grad_norm)
+        return StepResult(loss_sum, grad_norm, not self._engine.was_step_applied())
 
     def _set_lr(self, lr: float) -> None:
         if self._scheduler is None:
@@ -190,14 +197,14 @@ class DeepSpeedEngine:
 
         Of matrices that tensor parallelism cut each rank adds its part; what is whole on every rank counts once.
         """
-        total = torch.zeros(2, dtype=torch.float64, device=self.device)
+        parts: dict[bool, list[torch.Tensor]] = {False: [], True: []}
         for parameter in self._module.parameters():
             if parameter.grad is not None:
-                cut = int(getattr(parameter, "tensor_model_parallel", False))
-                total[cut] += torch.linalg.vector_norm(parameter.grad, dtype=torch.float64) ** 2
+                parts[bool(getattr(parameter, "tensor_model_parallel", False))].append(parameter.grad)
+        whole, cut = (squares(parts[is_cut], self.device) for is_cut in (False, True))
         if self._tensor_ranks > 1:
-            dist.all_reduce(total[1:], group=groups.get_tensor_model_parallel_group())
-        return math.sqrt(float(total.sum()))
+            dist.all_reduce(cut, group=groups.get_tensor_model_parallel_group())
+        return math.sqrt(float(whole + cut))
 
     def _clip_whole_gradients(self) -> None:
         """Clip by the norm just measured, in place of DeepSpeed's `clip_fp32_gradients`.
@@ -258,10 +265,10 @@ def gather(parameters: list[torch.nn.Parameter]) -> Context:
     return context
 
 
-def tensor_bytes(tensors: list[Any]) -> int:
-    """Bytes of the tensors' storages, each storage once."""
-    storages = {_storage(t): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
+def squares(tensors: Iterable[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """The sum of squares, a scalar in fp64."""
+    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]
+    return sum((norm * norm for norm in norms), start=torch.zeros((), dtype=torch.float64, device=device))
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -28,7 +28,12 @@ def eval_sums(module: Callable[..., Any], batches: Iterable[EvalBatch], device: 
             total[0] += module(*to_device(batch, device))
             total[1] += batch.label_count
             total[2] += math.nan if batch.label_bytes is None else batch.label_bytes
+    return over_ranks(total)
+
+
+def over_ranks(own: torch.Tensor) -> EvalSums:
+    """The sums of what every rank has: loss, labels and the bytes they cover, NaN where those are not known (fp64)."""
     if dist.get_world_size() > 1:
-        dist.all_reduce(total)
-    loss_sum, labels, covered = total.tolist()
+        dist.all_reduce(own)
+    loss_sum, labels, covered = own.tolist()
     return EvalSums(loss_sum, int(labels), None if math.isnan(covered) else int(covered))

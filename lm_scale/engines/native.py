@@ -32,7 +32,7 @@ from lm_scale.models.loss import CausalLMLoss
 from lm_scale.strategy import native
 from lm_scale.strategy.load import get
 from lm_scale.strategy.resolve import Strategy
-from lm_scale.training.meter import PhaseClock
+from lm_scale.training.meter import PhaseClock, tensor_bytes
 from lm_scale.training.sampling import continue_text
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -194,8 +194,7 @@ class NativeEngine:
 
     def _gradients(self) -> list[torch.Tensor]:
         """This rank's part of every gradient."""
-        gradients = [p.grad for p in self.loss_module.parameters() if p.grad is not None]
-        return [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+        return [_local(p.grad) for p in self.loss_module.parameters() if p.grad is not None]
 
     def _gradient_norm(self) -> float:
         """The norm of the whole averaged gradient, squares summed in fp64."""
@@ -221,7 +220,11 @@ def _scheduler(strategy: Strategy, optimizer: torch.optim.Optimizer) -> Any:
     return getattr(lr_schedules, block["type"])(optimizer, **block["params"])
 
 
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor, or all of one that is not split."""
+    part: torch.Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return part
+
+
 def _bytes(tensors: list[Any]) -> int:
-    local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors if torch.is_tensor(t)]
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local}
-    return sum(storages.values())
+    return tensor_bytes(_local(tensor) for tensor in tensors if torch.is_tensor(tensor))

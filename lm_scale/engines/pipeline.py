@@ -31,8 +31,8 @@ from transformers import AutoModelForCausalLM
 
 from lm_scale.arguments import UserError
 from lm_scale.data.batches import EvalBatch, StepBatches
-from lm_scale.engines.deepspeed import DeepSpeedEngine, tensor_bytes
-from lm_scale.engines.evaluation import to_device
+from lm_scale.engines.deepspeed import DeepSpeedEngine, squares
+from lm_scale.engines.evaluation import over_ranks, to_device
 from lm_scale.engines.interface import EvalSums, StepResult
 from lm_scale.engines.process import broadcast_object
 from lm_scale.models.loss import CausalLMLoss, Mode, head_loss
@@ -80,7 +80,6 @@ class PipelineEngine(DeepSpeedEngine):
         del whole, loss_module
         self._initialize(self._pipe)
         self._loss.device = self.device
-        self._stage: int = self._pipe.stage_id
         self._is_last = self._engine.is_last_stage()
         self._replica = strategy.layout.data_rank(dist.get_rank())
         self._clock: PhaseClock | None = None
@@ -102,10 +101,7 @@ class PipelineEngine(DeepSpeedEngine):
         engine.train_batch(iter([to_device(batch, self.device) for batch in batches.micro_batches]))
         clock.lap("optimizer")
         self._clock = None
-        if not self._whole_gradients:
-            self._grad_norm = engine.get_global_grad_norm()
-        grad_norm = None if self._grad_norm is None else float(self._grad_norm)
-        return StepResult(self._loss.total, grad_norm, not engine.was_step_applied())
+        return self._result(self._loss.total)
 
     def eval_loss(self, batches: Iterable[EvalBatch]) -> EvalSums:
         held_out = list(batches)
@@ -118,10 +114,7 @@ class PipelineEngine(DeepSpeedEngine):
             num_micro_batches=len(held_out),
         )
         own = [float(self._loss.total), *(sum(values) for values in _labels(held_out))] if self._is_last else [0.0] * 3
-        total = torch.tensor(own, dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        loss_sum, labels, covered = total.tolist()
-        return EvalSums(loss_sum, int(labels), None if math.isnan(covered) else int(covered))
+        return over_ranks(torch.tensor(own, dtype=torch.float64, device=self.device))
 
     def generate(self, tokenizer: Any, prompt: str, tokens: int) -> str:
         """By the first rank alone, on its CPU, from the whole weights: one token's pass would leave the others idle."""
@@ -179,10 +172,7 @@ class PipelineEngine(DeepSpeedEngine):
 
         def run(engine: Any, **arguments: Any) -> None:
             if kind is schedule.OptimizerStep:
-                if self._gradient_bytes is None:
-                    self._gradient_bytes = tensor_bytes(self._live_gradients())
-                if self._whole_gradients:
-                    self._grad_norm = self._whole_gradient_norm()
+                self._before_update()
             execute(engine, **arguments)
             if self._clock is not None:
                 self._clock.lap(phase)
@@ -192,7 +182,7 @@ class PipelineEngine(DeepSpeedEngine):
     def _whole_gradient_norm(self) -> float:
         """Squares of every stage's own gradients, summed over the stages; a tied one counts once."""
         own = [p.grad for p in self._pipe.parameters() if p.grad is not None and not p.ds_pipe_replicated]
-        return math.sqrt(float(self._over_stages(_squares(own, self.device))))
+        return math.sqrt(float(self._over_stages(squares(own, self.device))))
 
     def _partitioned_gradient_norm(self, norm_type: int = 2) -> Tensor:
         """The same of gradients that ZeRO-1 has split over the replicas, in place of its `scaled_global_norm`."""
@@ -201,9 +191,9 @@ class PipelineEngine(DeepSpeedEngine):
             real = [gradient for gradient in gradients if not getattr(gradient, "_zero_padding", False)]
             pairs = zip(real, optimizer.params_in_partition[group], strict=False)
             own += [gradient for gradient, parameter in pairs if not parameter.ds_pipe_replicated]
-        squares = _squares(own, self.device)
-        dist.all_reduce(squares, group=optimizer.dp_process_group)
-        return self._over_stages(squares).sqrt().float()
+        total = squares(own, self.device)
+        dist.all_reduce(total, group=optimizer.dp_process_group)
+        return self._over_stages(total).sqrt().float()
 
     def _low_precision_gradients(self, for_clipping: bool = False) -> Any:
         """What `BF16_Optimizer` sums over the stages: here one number, the norm of this stage's own gradients.
@@ -214,17 +204,11 @@ class PipelineEngine(DeepSpeedEngine):
         if for_clipping:
             return found
         gradients, of_experts = found
-        return [_squares(gradients, self.device).sqrt()], of_experts
+        return [squares(gradients, self.device).sqrt()], of_experts
 
-    def _over_stages(self, squares: Tensor) -> Tensor:
-        dist.all_reduce(squares, group=self._pipe._grid.get_pipe_parallel_group())
-        return squares
-
-
-def _squares(tensors: list[Tensor], device: torch.device) -> Tensor:
-    """The sum of squares, a scalar in fp64."""
-    norms = [torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors]
-    return sum((norm * norm for norm in norms), start=torch.zeros((), dtype=torch.float64, device=device))
+    def _over_stages(self, own: Tensor) -> Tensor:
+        dist.all_reduce(own, group=self._pipe._grid.get_pipe_parallel_group())
+        return own
 
 
 class _StageLoss:

@@ -7,14 +7,31 @@ whole session is ended, not the process that was started. Linux alone: sessions 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from lm_scale.arguments import UserError
 
 POLL_S = 0.1
+
+
+def printed_json(command: Sequence[str], blame: str) -> Any:
+    """What a command of this project prints as JSON; it is waited for.
+
+    Raises:
+        UserError: it failed; `blame` and the last line that it said, as an error of its own.
+    """
+    done = subprocess.run(list(command), capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise UserError(f"{blame}: {last.removeprefix('error: ').removeprefix(f'{blame}: ')}")
+    return json.loads(done.stdout)
 
 
 def start(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -9,8 +9,7 @@ from lm_scale.arguments import UserError
 from lm_scale.strategy.load import Document, get
 from lm_scale.strategy.rules import check
 from lm_scale.strategy.rules.findings import Finding, Setting
-
-AUTO = "auto"
+from lm_scale.strategy.source import AUTO
 
 
 def faults(document: Document, setting: Setting) -> list[str]:

@@ -21,8 +21,8 @@ from lm_scale.strategy.refusals import check_forms, faults, faults_of_file, refu
 from lm_scale.strategy.rules import untested
 from lm_scale.strategy.rules.auto import MEANT
 from lm_scale.strategy.rules.findings import Setting
+from lm_scale.strategy.source import AUTO
 
-AUTO = "auto"
 Precision = Literal["fp32", "bf16", "fp16"]
 DEFAULT_LEARNING_RATE = 5e-4
 DEFAULT_WEIGHT_DECAY = 0.1

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 Document = dict[str, Any]
+AUTO = "auto"
+"""A value that is left to the run."""
 Place = tuple[str, ...]
 """The keys from the top of the JSON to a value, as in `rules.findings`."""
 MOST_BYTES = 1_000_000

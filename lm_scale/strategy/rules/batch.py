@@ -13,8 +13,8 @@ from typing import Any
 
 from lm_scale.strategy.batch import complete, divisors, nearest
 from lm_scale.strategy.rules.findings import Finding, Setting, Severity
+from lm_scale.strategy.source import AUTO
 
-AUTO = "auto"
 TOTAL, MICRO, ACCUM = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 KEYS = {"micro": MICRO, "accum": ACCUM, "total": TOTAL}
 DEGREES = (("pipeline", "stages"), ("tensor_parallel", "autotp_size"), ("sequence_parallel_size",))

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from lm_scale.strategy.rules.findings import Finding, Place, Severity
 from lm_scale.strategy.rules.nearest import edits
+from lm_scale.strategy.source import AUTO as AUTO
+from lm_scale.strategy.source import Document as Document
 
-Document = dict[str, Any]
 Precision = Literal["fp32", "bf16", "fp16"]
 
-AUTO = "auto"
 ZERO = "zero_optimization"
 DTYPES = {
     "fp16": ("fp16", "torch.float16", "float16", "half"),
